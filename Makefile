@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install test check format demo bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# torch comes first and alone: its CPU build is then not replaced by the one with CUDA.
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $(INSTALLED)
+
+install: $(INSTALLED)  ## Make .venv with everything the tests need
+
+test: install  ## Run all tests
+	$(BIN)/python -m pytest --junitxml=.pytest-report.xml $(ARGS)
+
+check: install  ## Lint and check the formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: install  ## Train the quickstart, offline, and search with it
+	rm -rf runs/quickstart
+	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml run_simcse.py --config configs/quickstart.json
+	HF_HUB_OFFLINE=1 $(BIN)/simcse-hf search --model runs/quickstart --corpus sample:sentences --top_k 3 '점심으로 뭘 먹을까요?'
+
+bench: install  ## Repeat the benchmarks (hours; needs SIMCSE_DATA_DIR and SIMCSE_MODELS_DIR)
+	$(BIN)/python benchmarks/sts_training.py
+
+clean:  ## Remove .venv and what runs left
+	rm -rf $(VENV) runs build .pytest-report.xml

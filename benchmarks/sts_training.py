@@ -1,0 +1,260 @@
+"""Does training help, and do we get what sentence-transformers gets? KorSTS-dev, several seeds.
+
+    SIMCSE_DATA_DIR=../shared/data SIMCSE_MODELS_DIR=../shared/models \
+        python benchmarks/sts_training.py [--experiments NAME ...] [--seeds 1 2 3]
+    python benchmarks/sts_training.py --report     # docs/benchmarks.md from the committed results
+
+Every run is one JSON in benchmarks/results; a run that is there already is not repeated. Ours and
+the peer train on the same rows from the same weights and are scored by the same function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_hf.evaluation import evaluate_sts
+from simcse_hf.files import write_json, write_text
+from simcse_hf.sts_tasks import load_sts
+from simcse_hf.train import load_training_views, train
+from simcse_hf.versions import package_versions
+
+RESULTS = Path(__file__).parent / "results"
+REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DATA = Path(os.environ.get("SIMCSE_DATA_DIR", "../shared/data"))
+MODELS = Path(os.environ.get("SIMCSE_MODELS_DIR", "../shared/models"))
+
+NLI_FILES = [
+    "KorNLUDatasets/KorNLI/xnli.test.ko.tsv",
+    "KorNLUDatasets/KorNLI/xnli.dev.ko.tsv",
+    "klue/klue-nli-v1.1_dev.json",
+]
+LAST = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+SUPERVISED = {
+    "train_file": NLI_FILES,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 5e-5,
+    "warmup_steps": 0.1,
+    "max_seq_length": 64,
+    "temperature": 0.05,
+    **LAST,
+}
+EQUAL = SUPERVISED | {
+    "model_name_or_path": "ko-e5-small",
+    "pooler_type": "cls_before_pooler",
+    "mask_duplicates": False,
+}
+UNSUPERVISED = {
+    "model_name_or_path": "ko-e5-mini",
+    "pooler_type": "avg",
+    "per_device_train_batch_size": 64,
+    "learning_rate": 3e-5,
+    "max_seq_length": 64,
+    "temperature": 0.05,
+    **LAST,
+}
+
+# name -> (what it shows, settings); `peer` runs sentence-transformers with the same settings.
+EXPERIMENTS: dict[str, tuple[str, dict]] = {
+    "small-sup-peer": ("sentence-transformers, MultipleNegativesRankingLoss(scale=20)", EQUAL | {"peer": True}),
+    "small-sup-equal": ("ours, everything set equal", EQUAL),
+    "small-sup-masked": ("ours, + duplicate masking", EQUAL | {"mask_duplicates": True}),
+    "small-sup-all": ("ours, + all entailment x contradiction combinations", EQUAL | {"mask_duplicates": True, "triplet_rule": "all"}),
+    "small-sup-no-warmup": ("ours, + no warm-up (Princeton)", EQUAL | {"mask_duplicates": True, "warmup_steps": 0}),
+    "small-sup-avg": ("ours, + mean pooling", EQUAL | {"mask_duplicates": True, "pooler_type": "avg"}),
+    "small-sup-mlp": ("ours, + fresh MLP head, kept at inference", EQUAL | {"mask_duplicates": True, "pooler_type": "cls"}),
+    "small-sup-mlp-train-only": (
+        "ours, + fresh MLP head, training only",
+        EQUAL | {"mask_duplicates": True, "pooler_type": "cls", "mlp_only_train": True},
+    ),
+    "mini-sup-avg": ("supervised, 3,499 triplets", SUPERVISED | {"model_name_or_path": "ko-e5-mini", "pooler_type": "avg"}),
+    "mini-unsup-korsts": (
+        "unsupervised, sentences of KorSTS-train",
+        UNSUPERVISED | {"train_file": ["KorNLUDatasets/KorSTS/sts-train.tsv"], "train_as": "sentences"},
+    ),
+    "mini-unsup-gsd": (
+        "unsupervised, ud_gsd (blogs and news)",
+        UNSUPERVISED | {"train_file": ["unlabeled/ud_gsd.txt.xz"]},
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--report", action="store_true", help="only write docs/benchmarks.md")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        # Seeds outside, experiments inside: ours and the peer alternate.
+        for seed in arguments.seeds:
+            for name in arguments.experiments:
+                run(name, seed)
+    write_text(REPORT, report())
+    print(f"written: {REPORT}")
+
+
+def run(name: str, seed: int) -> None:
+    path = RESULTS / f"{name}-seed{seed}.json"
+    if path.exists():
+        return
+    settings = dict(EXPERIMENTS[name][1])
+    peer = settings.pop("peer", False)
+    settings["model_name_or_path"] = str(MODELS / settings["model_name_or_path"])
+    settings["train_file"] = [str(DATA / file) for file in settings["train_file"]]
+    folder = Path(tempfile.mkdtemp(prefix="sts-training-"))
+    try:
+        start = time.perf_counter()
+        outcome = (run_peer if peer else run_ours)(settings, seed, folder)
+        seconds = time.perf_counter() - start
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for source in outcome["sources"]:
+        source["path"] = Path(source["path"]).name
+    record = {
+        "experiment": name,
+        "shows": EXPERIMENTS[name][0],
+        "seed": seed,
+        **outcome,
+        "seconds": round(seconds, 1),
+        "hardware": f"CPU ({platform.machine()}), {torch.get_num_threads()} threads",
+        "versions": package_versions(),
+    }
+    write_json(path, record)
+    print(f"{name} seed {seed}: {100 * outcome['after']['cosine_spearman']:.2f} in {seconds:.0f} s", flush=True)
+
+
+def _arguments(settings: dict, seed: int, folder: Path) -> tuple[ModelArguments, DataArguments, SimCSETrainingArguments]:
+    groups = []
+    for group in (ModelArguments, DataArguments):
+        known = {key: value for key, value in settings.items() if key in group.__dataclass_fields__}
+        groups.append(known)
+        settings = {key: value for key, value in settings.items() if key not in known}
+    training = SimCSETrainingArguments(
+        output_dir=str(folder / "run"), seed=seed, use_cpu=True, write_release=False, disable_tqdm=True, **settings
+    )
+    return ModelArguments(**groups[0]), DataArguments(**groups[1], data_dir=str(DATA)), training
+
+
+def run_ours(settings: dict, seed: int, folder: Path) -> dict:
+    outcome = train(*_arguments(settings, seed, folder))
+    return {
+        "before": outcome.before.metrics,
+        "after": outcome.results[0].metrics,
+        "interval": outcome.results[0].interval,
+        "steps": outcome.record["steps"],
+        "rows": outcome.record["data"]["statistics"]["rows"],
+        "sources": outcome.record["data"]["sources"],
+        "evaluated_on": {"task": outcome.results[0].task, "pairs": outcome.results[0].num_pairs},
+    }
+
+
+def run_peer(settings: dict, seed: int, folder: Path) -> dict:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.models import Pooling, Transformer
+
+    model_args, data_args, _ = _arguments(settings, seed, folder)
+    views = load_training_views(data_args)
+    transformer = Transformer(model_args.model_name_or_path, max_seq_length=model_args.max_seq_length)
+    mode = {"cls_before_pooler": "cls", "avg": "mean"}[model_args.pooler_type]
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_word_embedding_dimension(), pooling_mode=mode)], device="cpu"
+    )
+    pairs = load_sts("korsts-dev", data_dir=str(DATA))
+    before = evaluate_sts(model.encode, pairs)
+    columns = ["anchor", "positive", "negative"]
+    dataset = Dataset.from_dict({column: [row[view] for row in views.rows] for view, column in enumerate(columns)})
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(folder / "peer"),
+            num_train_epochs=1,
+            per_device_train_batch_size=settings["per_device_train_batch_size"],
+            learning_rate=settings["learning_rate"],
+            warmup_steps=settings["warmup_steps"],
+            dataloader_drop_last=True,
+            save_strategy="no",
+            report_to="none",
+            seed=seed,
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=dataset,
+        loss=MultipleNegativesRankingLoss(model, scale=1 / settings["temperature"]),
+    )
+    trainer.train()
+    after = evaluate_sts(model.encode, pairs)
+    return {
+        "before": before.metrics,
+        "after": after.metrics,
+        "interval": after.interval,
+        "steps": trainer.state.global_step,
+        "rows": len(dataset),
+        "sources": views.sources,
+        "evaluated_on": {"task": after.task, "pairs": after.num_pairs},
+    }
+
+
+def report() -> str:
+    """docs/benchmarks.md, every number from benchmarks/results."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-seed*.json"))]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python benchmarks/sts_training.py --report` from the JSON files in `benchmarks/results`, one for each",
+        "run; do not edit. KorSTS-dev (1,500 pairs, sha256 `d835b65b...`), cosine Spearman x 100, the last weights of the run",
+        "(no choice of checkpoint), mean and standard deviation over seeds.",
+        "",
+    ]
+    groups = {
+        "ko-e5-small, supervised": "small-",
+        "ko-e5-mini, where training should help": "mini-",
+    }
+    for title, prefix in groups.items():
+        chosen = [name for name in EXPERIMENTS if name.startswith(prefix)]
+        lines += [
+            f"## {title}",
+            "",
+            "| run | rows | steps | before | after, each seed | mean | sd | change | AVG |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name in chosen:
+            runs = sorted((record for record in records if record["experiment"] == name), key=lambda record: record["seed"])
+            if not runs:
+                continue
+            after = [100 * record["after"]["cosine_spearman"] for record in runs]
+            before = 100 * runs[0]["before"]["cosine_spearman"]
+            deviation = f"{statistics.stdev(after):.2f}" if len(after) > 1 else "-"
+            mean, average = statistics.mean(after), statistics.mean(100 * record["after"]["avg"] for record in runs)
+            lines.append(
+                f"| {EXPERIMENTS[name][0]} | {runs[0]['rows']:,} | {runs[0]['steps']} | {before:.2f} | "
+                f"{' '.join(f'{value:.2f}' for value in after)} | {mean:.2f} | {deviation} | {mean - before:+.2f} | {average:.2f} |"
+            )
+        lines.append("")
+    if records:
+        low, high = (100 * value for value in records[0]["interval"])
+        versions = ", ".join(f"{key} {value}" for key, value in records[0]["versions"].items())
+        lines += [
+            f"A single score here carries a 95 % bootstrap interval of about {(high - low) / 2:.1f} points either way, from the",
+            "1,500 pairs alone; runs on the same pairs can be compared more finely than that.",
+            "",
+            f"Hardware: {records[0]['hardware']}. Versions: {versions}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

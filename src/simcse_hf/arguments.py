@@ -1,0 +1,128 @@
+"""What a run can be told: the model, the data, and the training.
+
+Defaults that differ from `transformers.TrainingArguments` are gathered at the top of
+`SimCSETrainingArguments`, each with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from .configuration_simcse import PoolerType
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder, and what becomes of it.
+
+    A field left out takes the value of the model continued from, where that is one of ours, and
+    else the default of `SimCSEConfig`.
+    """
+
+    model_name_or_path: str | None = field(
+        default=None, metadata=_help("Encoder, SimCSE checkpoint or release: a folder, a Hub id, or sample:encoder.")
+    )
+    tokenizer_name: str | None = field(default=None, metadata=_help("Where the tokenizer lies, if not with the model."))
+    pooler_type: PoolerType | None = field(default=None, metadata=_help("How tokens become a sentence vector."))
+    mlp_only_train: bool | None = field(
+        default=None, metadata=_help("With pooler cls: drop the MLP head at inference (the unsupervised convention).")
+    )
+    first_hidden_state: Literal[0, 1] | None = field(
+        default=None, metadata=_help("The 'first' layer of avg_first_last: 1 (Princeton) or 0 (the paper).")
+    )
+    temperature: float | None = field(default=None, metadata=_help("Logits are cosine / temperature."))
+    hard_negative_weight: float | None = field(
+        default=None, metadata=_help("Added to the logits of a row's own hard negatives.")
+    )
+    mask_duplicates: bool | None = field(
+        default=None, metadata=_help("Never use a sentence as a negative of an equal sentence.")
+    )
+    prompt: str | None = field(default=None, metadata=_help("Text before every sentence, at training and inference."))
+    max_seq_length: int | None = field(default=None, metadata=_help("In tokens, special tokens included."))
+    head_init: Literal["fresh", "backbone"] = field(
+        default="fresh", metadata=_help("Start the MLP head anew, or from the encoder's own pretrained pooler.")
+    )
+    hidden_dropout_prob: float | None = field(default=None, metadata=_help("Overrides the encoder's own dropout."))
+    attention_probs_dropout_prob: float | None = field(
+        default=None, metadata=_help("Overrides the encoder's own attention dropout.")
+    )
+    attn_implementation: str | None = field(default=None, metadata=_help("sdpa, eager, flash_attention_2, ..."))
+    model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a Hub id."))
+    cache_dir: str | None = field(default=None, metadata=_help("Where Hub files are kept."))
+    trust_remote_code: bool = field(default=False, metadata=_help("Run code from the model repository."))
+
+
+@dataclass
+class DataArguments:
+    """What to train on, and what to score on."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata=_help("Files or globs: .txt .tsv .csv .json .jsonl .parquet, also compressed.")
+    )
+    train_dataset: str | None = field(
+        default=None, metadata=_help("A Hub dataset instead: hub_id[:config][:split][@revision].")
+    )
+    column_names: list[str] | None = field(
+        default=None, metadata=_help("Header of .tsv and .csv training files that have none.")
+    )
+    train_as: Literal["auto", "sentences"] = field(
+        default="auto", metadata=_help("sentences: take every sentence of every text column as unlabelled.")
+    )
+    triplet_rule: Literal["last_wins", "all"] = field(
+        default="last_wins", metadata=_help("From NLI rows: one triplet a premise, or all combinations.")
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata=_help("Stop at a malformed row, or leave it out and count it.")
+    )
+    deduplicate: bool = field(default=True, metadata=_help("Drop rows equal to an earlier row."))
+    max_train_samples: int | None = field(default=None, metadata=_help("Use only the first so many rows."))
+    eval_task: str | None = field(
+        default="korsts-dev",
+        metadata=_help("Scored while training and used to choose the checkpoint: a task, a file, sample:sts, or none."),
+    )
+    final_tasks: list[str] | None = field(
+        default=None, metadata=_help("Also scored at the end, for example korsts-test klue-sts-dev.")
+    )
+    data_dir: str | None = field(
+        default=None, metadata=_help("Folder with the KorSTS and KLUE files; else SIMCSE_DATA_DIR.")
+    )
+
+
+@dataclass
+class SimCSETrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults of this field, and four arguments more."""
+
+    # SimCSE trains for one epoch (unsupervised) to three; HF's default is three.
+    num_train_epochs: float = field(default=1.0, metadata=_help("Passes over the training rows."))
+    per_device_train_batch_size: int = field(default=64, metadata=_help("Rows, and so negatives, of one process."))
+    per_device_eval_batch_size: int = field(default=128, metadata=_help("Pairs; does not change the scores."))
+    # 125 steps is the interval of Princeton SimCSE and of every Korean system since.
+    eval_strategy: str = field(default="steps", metadata=_help("no, steps or epoch."))
+    eval_steps: float | None = field(default=125, metadata=_help("Steps between evaluations."))
+    save_strategy: str = field(default="steps", metadata=_help("no, steps, epoch or best."))
+    save_steps: float = field(default=125, metadata=_help("Steps between checkpoints."))
+    save_total_limit: int | None = field(default=2, metadata=_help("Checkpoints kept; the best always is."))
+    # The published checkpoints are the best on KorSTS-dev, not the last.
+    load_best_model_at_end: bool = field(default=True, metadata=_help("Release the best checkpoint, not the last."))
+    metric_for_best_model: str | None = field(default="cosine_spearman", metadata=_help("What best means."))
+    greater_is_better: bool | None = field(default=True, metadata=_help("Whether larger is better."))
+    logging_steps: float = field(default=25, metadata=_help("Steps between log lines."))
+    # A short last batch has fewer negatives, so its loss is on another scale.
+    dataloader_drop_last: bool = field(default=True, metadata=_help("Leave out a short last batch."))
+    # Our dataset yields token ids, not columns.
+    remove_unused_columns: bool = field(default=False, metadata=_help("Must stay false."))
+
+    early_stopping_patience: int | None = field(
+        default=None, metadata=_help("Stop after so many evaluations without a better score.")
+    )
+    allow_no_dropout: bool = field(
+        default=False, metadata=_help("Let an unsupervised run start although both views would be identical.")
+    )
+    write_release: bool = field(default=True, metadata=_help("Write the release into output_dir at the end."))

@@ -1,0 +1,89 @@
+"""Several models on several STS sets, each by the same protocol."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .encoder import SentenceEncoder
+from .errors import ModelError
+from .evaluation import evaluate_sts
+from .sample import resolve_sample
+from .score_report import Score
+from .sts_tasks import load_sts
+
+logger = logging.getLogger(__name__)
+
+
+def open_encoder(
+    name_or_path: str, *, batch_size: int = 64, show_progress: bool = False, **options
+) -> tuple[Callable[[list[str]], np.ndarray], dict]:
+    """A function from sentences to vectors, and what to say about it.
+
+    Folders of sentence-transformers whose modules `SimCSEModel` cannot express are run by
+    sentence-transformers itself, where it is installed.
+
+    Args:
+        name_or_path: Anything `SentenceEncoder.from_pretrained` or SentenceTransformer loads.
+        batch_size: Sentences in one pass.
+        show_progress: Draw a progress bar.
+        options: Passed to `SentenceEncoder.from_pretrained`.
+    """
+    try:
+        encoder = SentenceEncoder.from_pretrained(resolve_sample(name_or_path), **options)
+    except ModelError as error:
+        if "sentence_transformers" not in str(error):
+            raise
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ModelError(f"{error} It is not installed: pip install 'simcse-hf[st]'") from None
+        logger.warning("%s Doing that.", error)
+        peer = SentenceTransformer(name_or_path)
+        prompt = options.get("prompt")
+        return (
+            lambda sentences: peer.encode(sentences, batch_size=batch_size, prompt=prompt),
+            {"loader": "sentence-transformers", "modules": [type(module).__name__ for module in peer], "prompt": prompt},
+        )
+    return (
+        lambda sentences: encoder.encode(sentences, batch_size=batch_size, show_progress=show_progress),
+        encoder.describe(),
+    )
+
+
+def run_benchmark(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    data_dir: str | None = None,
+    from_hub: bool = False,
+    text_mode: str = "nfc",
+    batch_size: int = 64,
+    show_progress: bool = False,
+    **encoder_options,
+) -> list[Score]:
+    """Score every model on every task.
+
+    All data is read before the first model is loaded, so a missing file costs no time.
+
+    Args:
+        models: See `open_encoder`.
+        tasks: See `sts_tasks.load_sts`.
+        data_dir, from_hub, text_mode: See `sts_tasks.load_sts`.
+        batch_size: Sentences in one pass; does not change the scores.
+        show_progress: Draw progress bars.
+        encoder_options: `pooler_type`, `prompt`, `max_seq_length`, `device`, `trust_remote_code`.
+    """
+    sets = [load_sts(task, data_dir=data_dir, from_hub=from_hub, text_mode=text_mode) for task in tasks]
+    scores = []
+    for model in models:
+        encode, description = open_encoder(
+            model, batch_size=batch_size, show_progress=show_progress, **encoder_options
+        )
+        scores += [
+            Score(model=model, result=evaluate_sts(encode, pairs, encoder=description, text_mode=text_mode))
+            for pairs in sets
+        ]
+    return scores

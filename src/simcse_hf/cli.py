@@ -1,0 +1,234 @@
+"""The console script `simcse-hf`, and the two scripts at the top of the repository.
+
+Exit codes: 0 done, 2 an error the user can cure (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ConfigError, DataError, SimCSEError
+
+logger = logging.getLogger("simcse_hf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Command line without the program's name; default: that of the process. `--debug`
+            anywhere lets errors through with their traceback.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    if debug:
+        return _run(argv)
+    try:
+        return _run(argv)
+    except SimCSEError as error:
+        message, code = str(error), 2
+    except OSError as error:
+        message, code = _explain_os_error(error), 2
+        if message is None:
+            raise
+    except KeyboardInterrupt:
+        message, code = "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto.", 130
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    if argv[:1] == ["train"]:
+        return _train(argv[1:])
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simcse-hf", description="Korean sentence embeddings: train, score, encode, search.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a model (see: simcse-hf train --help)", add_help=False)
+
+    score = commands.add_parser("eval", help="score models on Korean STS", allow_abbrev=False)
+    score.add_argument("models", nargs="+", metavar="MODEL", help="folder, Hub id, or sample:encoder")
+    score.add_argument("--tasks", nargs="+", default=["korsts-dev"], help="tasks or files (default: korsts-dev)")
+    score.add_argument("--from_hub", action="store_true", help="take the tasks from their Hub copies")
+    score.add_argument("--data_dir", help="folder with the KorSTS and KLUE files; else SIMCSE_DATA_DIR")
+    score.add_argument(
+        "--text_mode", choices=["nfc", "legacy_strip"], default="nfc", help="legacy_strip deletes , ' and \" first"
+    )
+    score.add_argument("--output", type=Path, metavar="DIR", help="write scores.json and scores.csv there")
+    _add_encoder_options(score)
+    score.set_defaults(run=_eval)
+
+    prepare = commands.add_parser("prepare", help="NLI files -> a file of triplets", allow_abbrev=False)
+    prepare.add_argument("files", nargs="+", metavar="FILE", help="NLI files; their order matters to last_wins")
+    prepare.add_argument("--rule", choices=["last_wins", "all"], default="last_wins")
+    prepare.add_argument("--on_bad_row", choices=["error", "skip"], default="error")
+    prepare.add_argument("--output", type=Path, required=True, metavar="FILE.tsv")
+    prepare.set_defaults(run=_prepare)
+
+    encode = commands.add_parser("encode", help="sentences of a file -> vectors (.npy)", allow_abbrev=False)
+    encode.add_argument("file", help="one sentence a line, or a table of one text column")
+    encode.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
+    encode.add_argument("--output", type=Path, required=True, metavar="FILE.npy", help="float32 (N, D)")
+    encode.add_argument("--normalize", action="store_true", help="scale vectors to unit length")
+    _add_encoder_options(encode)
+    encode.set_defaults(run=_encode)
+
+    search = commands.add_parser("search", help="the most similar sentences of a file", allow_abbrev=False)
+    search.add_argument("queries", nargs="+", metavar="QUERY")
+    search.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
+    search.add_argument("--corpus", required=True, metavar="FILE", help="one sentence a line")
+    search.add_argument("--top_k", type=int, default=5)
+    search.add_argument("--json", action="store_true", help="print JSON")
+    _add_encoder_options(search)
+    search.set_defaults(run=_search)
+    return parser
+
+
+def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pooler_type", help="for a plain encoder: cls_before_pooler, avg, avg_top2, avg_first_last, max")
+    parser.add_argument("--prompt", help="text before every sentence")
+    parser.add_argument("--max_seq_length", type=int, help="in tokens")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--device", help="cpu, cuda, mps, ...")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the model repository")
+
+
+def _encoder_options(arguments: argparse.Namespace) -> dict:
+    names = ("pooler_type", "prompt", "max_seq_length", "device", "trust_remote_code")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _train(argv: list[str]) -> int:
+    from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+    from .parser import parse_arguments
+    from .train import train
+
+    model_args, data_args, training_args = parse_arguments(
+        (ModelArguments, DataArguments, SimCSETrainingArguments), argv
+    )
+    if not training_args.should_log:
+        logger.setLevel(logging.ERROR)
+    run = train(model_args, data_args, training_args)
+    if training_args.process_index == 0:
+        for result in run.results:
+            score = f"{result.task} ({result.num_pairs} pairs) cosine Spearman {100 * result.metrics['cosine_spearman']:.2f}"
+            low, high = result.interval
+            score += f" [{100 * low:.2f}, {100 * high:.2f}], AVG {100 * result.metrics['avg']:.2f}"
+            if run.before is not None and run.before.task == result.task:
+                score += f"; before training {100 * run.before.metrics['cosine_spearman']:.2f}"
+            print(score)
+        print(f"results: {run.output_dir}")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from .benchmark import run_benchmark
+    from .score_report import format_table, write_scores
+
+    scores = run_benchmark(
+        arguments.models,
+        arguments.tasks,
+        data_dir=arguments.data_dir,
+        from_hub=arguments.from_hub,
+        text_mode=arguments.text_mode,
+        batch_size=arguments.batch_size,
+        show_progress=sys.stderr.isatty(),
+        **_encoder_options(arguments),
+    )
+    print(format_table(scores))
+    if arguments.output is not None:
+        for path in write_scores(scores, arguments.output):
+            print(f"written: {path}")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from .corpora import training_views
+    from .files import write_text
+    from .row_report import RowReport
+    from .tables import expand_paths, read_table
+
+    report = RowReport(on_bad_row=arguments.on_bad_row)
+    tables = [read_table(path, report) for path in expand_paths(arguments.files)]
+    views = training_views(tables, report, triplet_rule=arguments.rule)
+    if views.shape != "nli":
+        raise DataError(f"{arguments.files[0]} holds {views.shape}, not NLI rows (premise, hypothesis, label).")
+    lines = ["anchor\tpositive\tnegative", *("\t".join(row) for row in views.rows)]
+    write_text(arguments.output, "\n".join(lines) + "\n")
+    print(report)
+    print(f"written: {arguments.output}")
+    return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from .search import read_corpus, write_vectors
+
+    encoder = _load_encoder(arguments)
+    vectors = encoder.encode(
+        read_corpus(arguments.file),
+        batch_size=arguments.batch_size,
+        normalize=arguments.normalize or None,
+        show_progress=True,
+    )
+    write_vectors(arguments.output, vectors)
+    print(f"written: {arguments.output}, {vectors.shape[0]} x {vectors.shape[1]} float32")
+    return 0
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from .search import read_corpus, search
+
+    if arguments.top_k < 1:
+        raise ConfigError(f"top_k is {arguments.top_k}; it must be at least 1.")
+    corpus = read_corpus(arguments.corpus)
+    encoder = _load_encoder(arguments)
+    found = search(
+        encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_size=arguments.batch_size
+    )
+    if arguments.json:
+        records = [
+            {"query": query, "results": [{"sentence": hit.sentence, "score": hit.score, "line": hit.index + 1} for hit in hits]}
+            for query, hits in zip(arguments.queries, found, strict=True)
+        ]
+        print(json.dumps(records, ensure_ascii=False, indent=2))
+        return 0
+    for query, hits in zip(arguments.queries, found, strict=True):
+        print(query)
+        for hit in hits:
+            print(f"  {hit.score:.4f}  {hit.sentence}")
+    return 0
+
+
+def _load_encoder(arguments: argparse.Namespace):
+    from .encoder import SentenceEncoder
+    from .sample import resolve_sample
+
+    return SentenceEncoder.from_pretrained(resolve_sample(arguments.model), **_encoder_options(arguments))
+
+
+def _explain_os_error(error: OSError) -> str | None:
+    place = f" ({error.filename})" if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC:
+            return f"the disk is full{place}. Nothing half-written was left; free space and resume with --resume_from_checkpoint auto."
+        case errno.EACCES | errno.EROFS | errno.EPERM:
+            return f"no permission to write{place}. Choose another folder."
+    return None

@@ -1,0 +1,54 @@
+"""Rows of views -> one padded batch.    Axes: B items, V views, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ViewsCollator:
+    """Pads the views of a batch to one (B, V, T) block.
+
+    The sentences are copied in one step by index arithmetic; nothing loops over tokens.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, Tensor]:
+        """Collate items of a `ViewsDataset`.
+
+        Args:
+            items: All with the same number of views.
+
+        Returns:
+            `input_ids`, `attention_mask` and `sentence_ids`, (B, V, T), (B, V, T) and (B, V),
+            int64; with `scores` (B,) float32 where the items are scored.
+        """
+        sentences = [view for item in items for view in item["views"]]
+        input_ids, attention_mask = pad(sentences, self.pad_token_id)  # (B*V, T)
+        views = len(items[0]["views"])
+        batch = {
+            "input_ids": input_ids.unflatten(0, (-1, views)),
+            "attention_mask": attention_mask.unflatten(0, (-1, views)),
+            "sentence_ids": torch.from_numpy(np.stack([item["sentence_ids"] for item in items])),
+        }
+        if "score" in items[0]:
+            batch["scores"] = torch.tensor([item["score"] for item in items], dtype=torch.float32)
+        return batch
+
+
+def pad(sentences: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids of N sentences -> `input_ids` and `attention_mask`, each (N, T) int64.
+
+    >>> pad([np.array([5, 6]), np.array([7])], 0)[0].tolist()
+    [[5, 6], [7, 0]]
+    """
+    lengths = np.array([len(sentence) for sentence in sentences])
+    mask = np.arange(lengths.max()) < lengths[:, None]  # (N, T)
+    input_ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    input_ids[mask] = np.concatenate(sentences)
+    return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64))

@@ -1,0 +1,152 @@
+"""Files: opened whatever their compression, hashed, and written whole or not at all."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import DataError
+
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes as they lie on disk (compressed files are not unpacked)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def format_of(path: Path) -> str:
+    """Lower-case extension below any compression suffix: `reviews.txt.xz` -> `.txt`."""
+    name = path.name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a `.gz`, `.xz`, `.bz2`, `.zst` or plain file.
+
+    Raises:
+        DataError: The file is not what its suffix says, is truncated, or needs `zstandard`.
+    """
+    try:
+        with _opener(path) as stream:
+            yield stream
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{path} cannot be decompressed ({error}). It is damaged or its suffix is wrong.") from error
+
+
+def _opener(path: Path) -> BinaryIO:
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path, "rb")
+        case ".xz":
+            return lzma.open(path, "rb")
+        case ".bz2":
+            return bz2.open(path, "rb")
+        case ".zst":
+            try:
+                import zstandard
+            except ImportError:
+                raise DataError(f"reading {path} needs zstandard: pip install 'simcse-hf[zstd]'") from None
+            return zstandard.open(path, "rb")
+    return path.open("rb")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number (from 1) and text of every line, without its line end; UTF-8, BOM allowed.
+
+    Raises:
+        DataError: A line that is not UTF-8, named, with a guess at what it is.
+    """
+    with open_bytes(path) as stream:
+        for number, raw in enumerate(stream, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8. "
+                    f"{_guess_encoding(raw)}"
+                ) from None
+
+
+def _guess_encoding(raw: bytes) -> str:
+    try:
+        hangul = sum("가" <= character <= "힣" for character in raw.decode("cp949"))
+    except UnicodeDecodeError:
+        hangul = 0
+    if hangul:
+        return "The line reads as Korean in CP949 (EUC-KR): convert the file with `iconv -f cp949 -t utf-8`."
+    return "Save the file as UTF-8."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace or create a UTF-8 file in one step: a reader sees the old text or the new, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content) -> None:
+    """`write_text` of indented JSON; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_finite(content), ensure_ascii=False, indent=2) + "\n")
+
+
+def _finite(content):
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` whose entries move into `target` when the block succeeds.
+
+    When it fails the scratch folder is removed and `target` is as it was. Entries that exist in
+    `target` already are replaced; others there stay.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield staging
+        target.mkdir(exist_ok=True)
+        for file in staging.rglob("*"):  # safetensors writes files that only their owner may read
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        for entry in sorted(staging.iterdir()):
+            destination = target / entry.name
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            entry.replace(destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

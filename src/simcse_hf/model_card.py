@@ -1,0 +1,193 @@
+"""The model card: every number in it comes from the run, none is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .configuration_simcse import SimCSEConfig
+from .evaluation import STSResult
+from .metrics import METRIC_NAMES
+
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+_MEAN = "(hidden * mask).sum(dim=1) / mask.sum(dim=1)"
+_POOLING_CODE = {
+    "cls_before_pooler": "embeddings = output.last_hidden_state[:, 0]",
+    "avg": f'hidden, mask = output.last_hidden_state, inputs["attention_mask"].unsqueeze(-1)\nembeddings = {_MEAN}',
+    "avg_top2": (
+        'hidden, mask = (output.last_hidden_state + output.hidden_states[-2]) / 2, inputs["attention_mask"].unsqueeze(-1)\n'
+        f"embeddings = {_MEAN}"
+    ),
+    "avg_first_last": (
+        "hidden = (output.last_hidden_state + output.hidden_states[{first}]) / 2\n"
+        'mask = inputs["attention_mask"].unsqueeze(-1)\n'
+        f"embeddings = {_MEAN}"
+    ),
+    "max": (
+        'hidden, mask = output.last_hidden_state, inputs["attention_mask"].unsqueeze(-1)\n'
+        'embeddings = hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)'
+    ),
+}
+_HEAD_IN_POOLER = "embeddings = output.pooler_output"
+_HEAD_IN_DENSE = """from safetensors.torch import load_file
+head = load_file("{path}")  # in the model folder
+embeddings = torch.tanh(output.last_hidden_state[:, 0] @ head["linear.weight"].T + head["linear.bias"])"""
+
+_SHOWN = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "bf16",
+    "fp16",
+)
+
+
+def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *, has_pooler: bool) -> ModelCard:
+    """The card of a finished run.
+
+    Args:
+        run: The content of `simcse_run.json`.
+        config: Of the released model.
+        results: Final scores of the released model.
+        has_pooler: Whether AutoModel's class returns `pooler_output`.
+    """
+    name = Path(run["arguments"]["training"]["output_dir"]).name or "model"
+    unsupervised = run["data"]["shape"] == "sentences"
+    licences = {source["licence"] for source in run["data"]["sources"] if "licence" in source}
+    data = ModelCardData(
+        language="ko",
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        license="cc-by-sa-4.0" if any("BY-SA" in licence for licence in licences) else None,
+        tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "simcse", "korean"],
+        model_name=name,
+        eval_results=[entry for result in results for entry in _eval_results(result)] or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        model_name=name,
+        hidden_size=config.text_config.hidden_size,
+        backbone=f"`{_public_name(run['arguments']['model']['model_name_or_path'])}`",
+        method="unsupervised SimCSE" if unsupervised else "supervised SimCSE",
+        method_ko="비지도 SimCSE" if unsupervised else "지도 SimCSE",
+        prompt=config.prompt,
+        pooling_code=_pooling_code(config, has_pooler),
+        pooling_note=_pooling_note(config, has_pooler),
+        score_table=_score_table(results) if results else "This run was not evaluated.",
+        score_note=_score_note(run, results),
+        data_table=_data_table(run),
+        row_report=run["data"]["report_text"],
+        hyper_parameters=_hyper_parameters(run, config),
+        versions=", ".join(f"{package} {version}" for package, version in run["versions"].items()),
+        limits=_limits(run, config),
+    )
+
+
+def _eval_results(result: STSResult) -> list[EvalResult]:
+    dataset = result.sources[0] if result.sources else {}
+    return [
+        EvalResult(
+            task_type="STS",
+            task_name="Semantic Textual Similarity",
+            dataset_type=result.task,
+            dataset_name=f"{result.task} ({result.num_pairs} pairs)",
+            dataset_revision=dataset.get("sha256"),
+            metric_type=metric,
+            metric_value=round(100 * result.metrics[metric], 2),
+        )
+        for metric in METRIC_NAMES
+    ]
+
+
+def _score_table(results: Sequence[STSResult]) -> str:
+    names = [name.replace("_pearson", "-P").replace("_spearman", "-S") for name in METRIC_NAMES]
+    lines = [
+        "| set | pairs | " + " | ".join(names) + " | AVG | 95 % interval |",
+        "|---|---|" + "---|" * (len(names) + 2),
+    ]
+    for result in results:
+        cells = [f"{100 * result.metrics[name]:.2f}" for name in (*METRIC_NAMES, "avg")]
+        low, high = result.interval
+        lines.append(
+            f"| {result.task} | {result.num_pairs} | {' | '.join(cells)} | {100 * low:.2f} .. {100 * high:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _score_note(run: dict, results: Sequence[STSResult]) -> str:
+    notes = []
+    if (before := run.get("before")) and (results and before["task"] == results[0].task):
+        notes.append(
+            f"Before training, {before['task']} cosine Spearman was {100 * before['metrics']['cosine_spearman']:.2f}."
+        )
+    if run.get("selected_on"):
+        notes.append(f"The checkpoint was chosen on {run['selected_on']}, so its score there is optimistic.")
+    for result in results:
+        for source in result.sources:
+            if source.get("sha256"):
+                notes.append(f"{result.task}: sha256 `{source['sha256']}`, text mode {result.text_mode}.")
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def _data_table(run: dict) -> str:
+    lines = ["| source | rows | sha256 | licence |", "|---|---|---|---|"]
+    for source in run["data"]["sources"]:
+        name = source.get("official") or _public_name(source.get("path") or source.get("hub"))
+        sha256 = (source.get("sha256") or source.get("fingerprint") or "")[:16]
+        lines.append(f"| {name} | {source['rows']:,} | `{sha256}` | {source.get('licence', 'not stated')} |")
+    return "\n".join(lines)
+
+
+def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
+    training = run["arguments"]["training"]
+    rows = {name: training[name] for name in _SHOWN if training.get(name) not in (None, -1)} | {
+        "processes": run["world_size"],
+        "pooler_type": config.pooler_type,
+        "mlp_only_train": config.mlp_only_train,
+        "temperature": config.temperature,
+        "hard_negative_weight": config.hard_negative_weight,
+        "mask_duplicates": config.mask_duplicates,
+        "max_seq_length": config.max_seq_length,
+        "prompt": repr(config.prompt),
+    }
+    return "\n".join(["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _pooling_code(config: SimCSEConfig, has_pooler: bool) -> str:
+    if config.head_at_inference:
+        return _HEAD_IN_POOLER if has_pooler else _HEAD_IN_DENSE.format(path="2_Dense/model.safetensors")
+    kind = "cls_before_pooler" if config.pooler_type == "cls" else config.pooler_type
+    return _POOLING_CODE[kind].replace("{first}", str(config.first_hidden_state))
+
+
+def _pooling_note(config: SimCSEConfig, has_pooler: bool) -> str:
+    if config.head_at_inference or not has_pooler:
+        return "Use exactly this vector: another pooling gives other, worse similarities."
+    return "Do not use `pooler_output`: in this model it is not the embedding."
+
+
+def _limits(run: dict, config: SimCSEConfig) -> str:
+    notes = [f"- Sentences are cut after {config.max_seq_length} tokens."]
+    if run["arguments"]["model"]["model_name_or_path"] == "sample:encoder":
+        notes.append("- Trained from the package's untrained demo encoder on sample data: a demonstration, not a model to use.")
+    if any("NSMC" in str(source) or "nsmc" in str(source) for source in run["data"]["sources"]):
+        notes.append("- The training text holds rude or toxic language; the vectors may reflect it.")
+    return "\n".join(notes)
+
+
+def _public_name(path: str) -> str:
+    """A Hub id as it is, a local path as its last part: cards are published, folders are not."""
+    looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    return path if looks_like_hub_id or path.startswith("sample:") else Path(path).name

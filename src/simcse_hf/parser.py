@@ -1,0 +1,255 @@
+"""One flat JSON or YAML file plus command-line flags -> typed arguments, or one clear error."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import ConfigError
+
+# Keys of transformers 4 and of the published SimCSE scripts, and what to write instead.
+REMOVED_KEYS = {
+    "overwrite_output_dir": "leave it out: nothing finished is ever overwritten half",
+    "logging_dir": "leave it out, or set the environment variable TENSORBOARD_LOGGING_DIR",
+    "save_safetensors": "leave it out: safetensors is the only format",
+    "group_by_length": "leave it out: batches are cut by length inside the model",
+    "warmup_ratio": "use warmup_steps with a number below 1, for example 0.1",
+    "evaluation_strategy": "use eval_strategy",
+    "no_cuda": "use use_cpu",
+    "include_tokens_per_second": "use include_num_input_tokens_seen",
+    "include_inputs_for_metrics": "leave it out",
+    "push_to_hub_token": "use hub_token",
+    "half_precision_backend": "use bf16 or fp16",
+    "fp16_backend": "use bf16 or fp16",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "fsdp_min_num_params": "use fsdp_config",
+    "torchdynamo": "use torch_compile_backend",
+    "use_ipex": "leave it out",
+    "temp": "use temperature",
+    "pooler": "use pooler_type",
+    "max_length": "use max_seq_length",
+    "max_len": "use max_seq_length",
+    "evaluate_during_training": "use eval_strategy",
+    "pad_to_max_length": "leave it out: padding to the maximum only wastes time",
+}
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}")
+
+
+def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tuple:
+    """Instances of `argument_classes` from `--config FILE` and flags, the flags winning.
+
+    Args:
+        argument_classes: Dataclasses whose field names do not overlap.
+        argv: Command line without the program's name.
+
+    Raises:
+        ConfigError: Unreadable file, unknown or removed key, or a value of the wrong type.
+    """
+    config_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_option.add_argument("--config")
+    known, rest = config_option.parse_known_args(list(argv))
+    parser = _Parser(argument_classes, allow_abbrev=False, prog="simcse-hf train")
+    # Shown by --help; consumed above.
+    parser.add_argument("--config", metavar="FILE", help="JSON or YAML file with any of the arguments below.")
+    types_of = field_types(argument_classes)
+    if known.config is not None:
+        parser.set_defaults(**typed_values(read_config(Path(known.config)), types_of, known.config))
+    try:
+        *arguments, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"these arguments do not go together: {error}") from error
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise ConfigError(
+            f"command line: {_unknown(flag.removeprefix('--'), types_of) if flag.startswith('--') else f'stray {flag!r}.'}"
+        )
+    return tuple(arguments)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The flat mapping of a `.json`, `.yaml` or `.yml` file; keys starting with `_` are comments.
+
+    Raises:
+        ConfigError: Missing, unreadable, or not a flat mapping.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}. Paths start at {Path.cwd()}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the config file {path} is not UTF-8.") from None
+    try:
+        content = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}).") from None
+    except _RepeatedKeyError as error:
+        raise ConfigError(f"{path}: the key '{error}' occurs twice; keep one.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold one mapping of keys to values, not a {type(content).__name__}.")
+    return {key: value for key, value in content.items() if not str(key).startswith("_")}
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = {}
+    for key, value in pairs:
+        if key in result:
+            raise _RepeatedKeyError(key)
+        result[key] = value
+    return result
+
+
+def field_types(argument_classes: Sequence[type]) -> dict[str, Any]:
+    """Resolved type of every field that can be set."""
+    found = {}
+    for argument_class in argument_classes:
+        hints = typing.get_type_hints(argument_class)
+        found |= {field.name: hints[field.name] for field in dataclasses.fields(argument_class) if field.init}
+    return found
+
+
+def typed_values(values: dict[str, Any], types_of: dict[str, Any], path: str) -> dict[str, Any]:
+    """Values coerced to their fields' types: `"3e-5"` becomes a number, `"false"` false.
+
+    Raises:
+        ConfigError: Unknown or removed key, or a value that does not fit.
+    """
+    result = {}
+    for key, value in values.items():
+        if key not in types_of:
+            raise ConfigError(f"{path}: {_unknown(str(key), types_of)}")
+        try:
+            result[key] = coerce(_expanded(value), types_of[key])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key} is {value!r}, but {error}.") from None
+    return result
+
+
+def coerce(value: Any, wanted: Any) -> Any:
+    """`value` as the annotated type `wanted`.
+
+    Raises:
+        ValueError: "it must be ...", for use in a sentence.
+
+    >>> coerce("3e-5", float), coerce("false", bool), coerce("a.txt", list[str])
+    (3e-05, False, ['a.txt'])
+    """
+    origin = typing.get_origin(wanted)
+    if wanted is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, [option for option in typing.get_args(wanted)])
+    if origin is Literal:
+        for option in typing.get_args(wanted):
+            if value == option or str(value) == str(option):
+                return option
+        raise ValueError(f"it must be one of {', '.join(map(str, typing.get_args(wanted)))}")
+    if origin is list or wanted is list:
+        inner = (typing.get_args(wanted) or (Any,))[0]
+        return [coerce(item, inner) for item in (value if isinstance(value, list) else [value])]
+    if origin is dict or wanted is dict:
+        if isinstance(value, dict):
+            return value
+        raise ValueError("it must be a mapping")
+    if wanted is bool:
+        return _coerce_bool(value)
+    if wanted in (int, float):
+        return _coerce_number(value, wanted)
+    if wanted is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        raise ValueError("it must be text")
+    if isinstance(wanted, type) and issubclass(wanted, Enum):
+        try:
+            return wanted(value)
+        except ValueError:
+            raise ValueError(f"it must be one of {', '.join(str(item.value) for item in wanted)}") from None
+    return value
+
+
+def _coerce_union(value: Any, options: list[Any]) -> Any:
+    if value is None:
+        if type(None) in options:
+            return None
+        raise ValueError("it must not be empty")
+    options = [option for option in options if option is not type(None)]
+    # Text fits everything, so it is tried last: "0.1" for `int | float | str` is a number.
+    options.sort(key=lambda option: option is str)
+    reasons = []
+    for option in options:
+        try:
+            return coerce(value, option)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(" or ".join(dict.fromkeys(reasons)))
+
+
+def _coerce_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError("it must be true or false")
+
+
+def _coerce_number(value: Any, wanted: type) -> float | int:
+    kind = "a whole number" if wanted is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"it must be {kind}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"it must be {kind}") from None
+    if wanted is float:
+        return number
+    if not number.is_integer():
+        raise ValueError(f"it must be {kind}")
+    return int(number)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    value = os.path.expandvars(value)
+    if match := re.search(r"\$\{(\w+)\}", value):
+        raise ConfigError(f"the environment variable {match.group(1)}, used in '{value}', is not set.")
+    return os.path.expanduser(value) if value.startswith("~") else value
+
+
+def _unknown(key: str, types_of: dict[str, Any]) -> str:
+    if key in REMOVED_KEYS:
+        return f"'{key}' is not a key any more; {REMOVED_KEYS[key]}."
+    nearest = difflib.get_close_matches(key, types_of, n=1, cutoff=0.6)
+    return f"unknown key '{key}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "")

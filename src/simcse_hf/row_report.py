@@ -1,0 +1,53 @@
+"""What became of every row: nothing is dropped silently."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import DataError
+
+
+@dataclass
+class RowReport:
+    """Counts of rows read, kept, and dropped for each reason.
+
+    Attributes:
+        on_bad_row: `error` stops at the first malformed row; `skip` drops and counts it.
+        unit: What `kept` counts; NLI rows become triplets.
+    """
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    read: int = 0
+    kept: int = 0
+    unit: str = "rows"
+    dropped: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, where: str) -> None:
+        """Count a row that is left out by rule; the first place of each reason is remembered."""
+        self.dropped[reason] += 1
+        self.examples.setdefault(reason, where)
+
+    def bad_row(self, reason: str, where: str, message: str) -> None:
+        """A row that cannot be understood.
+
+        Raises:
+            DataError: Unless `on_bad_row` is `skip`.
+        """
+        if self.on_bad_row == "error":
+            raise DataError(f"{where}: {message} Mend the row, or set on_bad_row to skip to leave such rows out.")
+        self.drop(reason, where)
+
+    def as_dict(self) -> dict:
+        """JSON-ready, for the record of a run."""
+        return {"read": self.read, "kept": self.kept, "unit": self.unit, "dropped": dict(self.dropped)}
+
+    def __str__(self) -> str:
+        lines = [f"{self.read:,} rows read, {self.kept:,} {self.unit} kept"]
+        lines += [
+            f"  {count:,} dropped: {reason.replace('_', ' ')} (first: {self.examples[reason]})"
+            for reason, count in self.dropped.most_common()
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""The folder layout of sentence-transformers, read and written as data.
+
+Written in the verbose schema of sentence-transformers 2 to 5: version 6 reads it unchanged,
+while vLLM and llama.cpp misread the compact schema that 5.4 introduced (see ecosystem notes in
+docs/differences.md). Both schemas are read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+from .configuration_simcse import SimCSEConfig
+from .errors import ModelError
+
+# Ours -> the key of 1_Pooling/config.json. avg_top2 and avg_first_last become a mean behind a
+# WeightedLayerPooling module.
+_POOLING_KEY = {
+    "cls": "pooling_mode_cls_token",
+    "cls_before_pooler": "pooling_mode_cls_token",
+    "avg": "pooling_mode_mean_tokens",
+    "avg_top2": "pooling_mode_mean_tokens",
+    "avg_first_last": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+}
+_ALL_POOLING_KEYS = (
+    "pooling_mode_cls_token",
+    "pooling_mode_mean_tokens",
+    "pooling_mode_max_tokens",
+    "pooling_mode_mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens",
+    "pooling_mode_lasttoken",
+)
+_COMPACT_NAMES = {"cls": "cls_before_pooler", "mean": "avg", "max": "max"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTransformersLayout:
+    """What a sentence-transformers folder says about its vectors, in our words."""
+
+    pooler_type: str
+    first_hidden_state: int = 1
+    head: dict[str, Tensor] | None = None  # `weight` (D, D) and `bias` (D,) of a tanh Dense module
+    prompt: str = ""
+    max_seq_length: int | None = None
+    normalize: bool = False
+
+
+def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout | None:
+    """Pooling, head, prompt and length of a sentence-transformers folder or Hub repository.
+
+    Args:
+        name_or_path: Local folder or Hub id.
+        hub_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`.
+
+    Returns:
+        None when there is no `modules.json`.
+
+    Raises:
+        ModelError: The module chain is one that `SimCSEModel` cannot express (for example an
+            LSTM, a router or two Dense layers).
+    """
+    modules = _read_json(name_or_path, "modules.json", **hub_kwargs)
+    if modules is None:
+        return None
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    paths = {kind: module["path"] for kind, module in zip(kinds, modules, strict=True)}
+    chain = [kind for kind in kinds if kind not in ("Transformer", "Normalize")]
+    if kinds[:1] != ["Transformer"] or chain not in (
+        ["Pooling"],
+        ["Pooling", "Dense"],
+        ["WeightedLayerPooling", "Pooling"],
+    ):
+        raise ModelError(
+            f"{name_or_path} is a sentence-transformers model with the modules {' -> '.join(kinds)}; only Transformer -> "
+            "Pooling [-> Dense] [-> Normalize] can be loaded here. Load it with sentence_transformers.SentenceTransformer."
+        )
+    pooling = _read_json(name_or_path, f"{paths['Pooling']}/config.json", **hub_kwargs) or {}
+    pooler_type, first_hidden_state = _pooler_type(name_or_path, pooling), 1
+    if "WeightedLayerPooling" in paths:
+        path = paths["WeightedLayerPooling"]
+        weights = _read_tensors(name_or_path, f"{path}/model.safetensors", **hub_kwargs)["layer_weights"].tolist()
+        start = (_read_json(name_or_path, f"{path}/config.json", **hub_kwargs) or {})["layer_start"]
+        pooler_type, first_hidden_state = _layer_mixture(name_or_path, start, weights)
+    head = None
+    if "Dense" in paths:
+        dense = _read_json(name_or_path, f"{paths['Dense']}/config.json", **hub_kwargs) or {}
+        if pooler_type != "cls_before_pooler" or not dense.get("activation_function", "").endswith(".Tanh"):
+            raise ModelError(
+                f"{name_or_path} puts a Dense module ({dense.get('activation_function')}) behind '{pooler_type}' pooling; "
+                "only the tanh head behind cls pooling can be loaded here. Load it with sentence_transformers."
+            )
+        tensors = _read_tensors(name_or_path, f"{paths['Dense']}/model.safetensors", **hub_kwargs)
+        head = {"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]}
+        pooler_type = "cls"
+    sentence_bert = _read_json(name_or_path, "sentence_bert_config.json", **hub_kwargs) or {}
+    prompts = _read_json(name_or_path, "config_sentence_transformers.json", **hub_kwargs) or {}
+    return SentenceTransformersLayout(
+        pooler_type=pooler_type,
+        first_hidden_state=first_hidden_state,
+        head=head,
+        prompt=(prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", ""),
+        max_seq_length=sentence_bert.get("max_seq_length"),
+        normalize="Normalize" in kinds,
+    )
+
+
+def write_layout(folder: Path, config: SimCSEConfig, head: dict[str, Tensor] | None, versions: dict[str, str]) -> None:
+    """Write `modules.json` and its module folders beside a plain backbone.
+
+    Args:
+        folder: Holds, or will hold, the backbone's `config.json` and weights.
+        config: Decides the pooling, the prompt and the length.
+        head: `weight` and `bias` of the tanh head where the shipped vector passes through it.
+        versions: Written to `config_sentence_transformers.json` as `__version__`.
+    """
+    hidden_size = config.text_config.hidden_size
+    modules = [("", "Transformer")]
+    if config.needs_all_hidden_states:
+        layers = config.text_config.num_hidden_layers
+        start = layers - 1 if config.pooler_type == "avg_top2" else config.first_hidden_state
+        weights = torch.zeros(layers + 1 - start)
+        weights[0] = weights[-1] = 1.0
+        name = f"{len(modules)}_WeightedLayerPooling"
+        _write_json(
+            folder / name / "config.json",
+            {"word_embedding_dimension": hidden_size, "layer_start": start, "num_hidden_layers": layers},
+        )
+        save_file({"layer_weights": weights}, folder / name / "model.safetensors")
+        modules.append((name, "WeightedLayerPooling"))
+    name = f"{len(modules)}_Pooling"
+    active = _POOLING_KEY[config.pooler_type]
+    _write_json(
+        folder / name / "config.json",
+        {"word_embedding_dimension": hidden_size}
+        | {key: key == active for key in _ALL_POOLING_KEYS}
+        | {"include_prompt": True},
+    )
+    modules.append((name, "Pooling"))
+    if head is not None:
+        name = f"{len(modules)}_Dense"
+        _write_json(
+            folder / name / "config.json",
+            {
+                "in_features": head["weight"].shape[1],
+                "out_features": head["weight"].shape[0],
+                "bias": True,
+                "activation_function": "torch.nn.modules.activation.Tanh",
+            },
+        )
+        tensors = {f"linear.{key}": value.detach().cpu().contiguous() for key, value in head.items()}
+        save_file(tensors, folder / name / "model.safetensors")
+        modules.append((name, "Dense"))
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(modules)
+        ],
+    )
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": config.max_seq_length, "do_lower_case": False}
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "__version__": versions,
+            "prompts": {"default": config.prompt} if config.prompt else {},
+            "default_prompt_name": "default" if config.prompt else None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def _pooler_type(name_or_path: str, pooling: dict) -> str:
+    compact = pooling.get("pooling_mode")
+    if compact is not None:
+        active = [compact] if isinstance(compact, str) else list(compact)
+    else:
+        active = [key.split("_")[2] for key in _ALL_POOLING_KEYS if pooling.get(key)]
+    if len(active) != 1 or active[0] not in _COMPACT_NAMES:
+        raise ModelError(
+            f"{name_or_path} pools with {active or 'nothing'}; only cls, mean or max alone can be loaded here. "
+            "Load it with sentence_transformers.SentenceTransformer."
+        )
+    return _COMPACT_NAMES[active[0]]
+
+
+def _layer_mixture(name_or_path: str, start: int, weights: list[float]) -> tuple[str, int]:
+    if weights == [1.0, 1.0]:
+        return "avg_top2", 1
+    if start in (0, 1) and weights[0] == weights[-1] == 1.0 and not any(weights[1:-1]):
+        return "avg_first_last", start
+    raise ModelError(
+        f"{name_or_path} mixes its layers with the weights {weights}; only the average of the last two, or of the "
+        "first and the last, can be loaded here. Load it with sentence_transformers.SentenceTransformer."
+    )
+
+
+def _read_json(name_or_path: str, filename: str, **hub_kwargs):
+    path = _find(name_or_path, filename, **hub_kwargs)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _read_tensors(name_or_path: str, filename: str, **hub_kwargs) -> dict[str, Tensor]:
+    path = _find(name_or_path, filename, **hub_kwargs)
+    if path is None:
+        raise ModelError(
+            f"{name_or_path} has no {filename}; only safetensors weights are read (a pickle can run code). "
+            "Convert it with sentence_transformers: SentenceTransformer(path).save_pretrained(new_path)."
+        )
+    return load_file(path)
+
+
+def _find(name_or_path: str, filename: str, **hub_kwargs) -> str | None:
+    return cached_file(
+        name_or_path,
+        filename,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **hub_kwargs,
+    )
+
+
+def _write_json(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

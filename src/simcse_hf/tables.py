@@ -1,0 +1,288 @@
+"""Rows of text from local files and Hub datasets, with the place each row came from.
+
+TSV is split on tabs with quoting off: the Korean TSV files hold unbalanced quotation marks, and
+a reader that honours them swallows rows. CSV is read with quoting on, as CSV is meant.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import DataError
+from .files import format_of, open_bytes, read_lines, sha256_of
+from .official_files import OFFICIAL_FILES, bears_an_official_name
+from .row_report import RowReport
+
+FORMATS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".parquet")
+
+# (place for messages, one value for each column)
+Row = tuple[str, Sequence]
+
+
+@dataclass
+class Table:
+    """Named columns and an iterator over rows.
+
+    Attributes:
+        source: What is stored with a run: path or Hub id, sha256 or fingerprint, rows, and the
+            official name and licence where recognised. `rows` is filled once all are read.
+    """
+
+    name: str
+    columns: list[str]
+    rows: Iterator[Row]
+    source: dict = field(default_factory=dict)
+
+
+def expand_paths(paths: str | Sequence[str]) -> list[Path]:
+    """Files meant by a path, a glob or a list of either, sorted within each glob.
+
+    Raises:
+        DataError: A path that does not exist or a glob that matches nothing.
+    """
+    found: list[Path] = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        text = str(Path(path).expanduser())
+        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        if not matches:
+            raise DataError(f"there is no data file {path}. Relative paths start at {Path.cwd()}.")
+        found += [Path(match) for match in matches]
+    for path in found:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name the files in it, for example '{path}/*.txt'.")
+    return found
+
+
+def read_table(path: Path, report: RowReport, column_names: Sequence[str] | None = None) -> Table:
+    """Open one local file.
+
+    Args:
+        path: `.txt` (one column, `text`), `.tsv`, `.csv`, `.json` (a list of objects), `.jsonl`
+            or `.parquet`; text formats may be compressed.
+        report: Counts rows read and malformed.
+        column_names: Header of a `.tsv` or `.csv` file that has none.
+
+    Raises:
+        DataError: Unknown format, empty or undecodable file, malformed row.
+    """
+    kind = format_of(path)
+    if kind not in FORMATS:
+        raise DataError(f"{path} has the format '{kind or 'none'}'; these can be read: {', '.join(FORMATS)}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.")
+    sha256 = sha256_of(path)
+    official = OFFICIAL_FILES.get(sha256)
+    source = {"path": str(path), "sha256": sha256, "rows": None}
+    if official:
+        source |= {"official": official.name, "licence": official.licence}
+    elif bears_an_official_name(path):
+        source["note"] = f"called like a published file ({path.name}) but its content differs"
+    reader = {
+        ".txt": _read_txt,
+        ".tsv": _read_tsv,
+        ".csv": _read_csv,
+        ".json": _read_json,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    }[kind]
+    columns, rows = reader(path, report, list(column_names or []))
+    table = Table(name=str(path), columns=columns, rows=iter(()), source=source)
+    table.rows = _counted(table, rows, report, official.rows if official else None)
+    return table
+
+
+def read_hub_table(spec: str, report: RowReport) -> Table:
+    """Open a Hub dataset named `hub_id[:config][:split][@revision]`; the split defaults to train.
+
+    Raises:
+        DataError: It cannot be loaded, for example without network.
+    """
+    from datasets import ClassLabel, load_dataset
+
+    name, _, revision = spec.partition("@")
+    hub_id, *rest = name.split(":")
+    split = rest[-1] if rest and rest[-1] else "train"
+    config = rest[0] if len(rest) == 2 and rest[0] else None
+    try:
+        dataset = load_dataset(hub_id, config, split=split, revision=revision or None)
+    except Exception as error:  # datasets raises a dozen unrelated types here
+        raise DataError(
+            f"cannot load the Hub dataset '{spec}' ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Offline, download it once and use train_file instead."
+        ) from error
+    while any(isinstance(feature, dict) for feature in dataset.features.values()):
+        dataset = dataset.flatten()
+    labels = {column: feature for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
+
+    def rows() -> Iterator[Row]:
+        for index, record in enumerate(dataset):
+            values = [
+                labels[column].int2str(value) if column in labels and value is not None and value >= 0 else value
+                for column, value in record.items()
+            ]
+            yield f"{spec}, row {index}", values
+
+    table = Table(name=spec, columns=dataset.column_names, rows=iter(()))
+    table.source = {"hub": spec, "revision": revision or None, "fingerprint": dataset._fingerprint, "rows": None}
+    table.rows = _counted(table, rows(), report, None)
+    return table
+
+
+def _counted(table: Table, rows: Iterable[Row], report: RowReport, official_rows: int | None) -> Iterator[Row]:
+    count = 0
+    for row in rows:
+        count += 1
+        report.read += 1
+        yield row
+    table.source["rows"] = count
+    if official_rows is not None and count != official_rows:
+        raise DataError(
+            f"{table.name} is the official file of {official_rows:,} rows by its sha256, but {count:,} were read. "
+            "This is a defect of the reader: please report it."
+        )
+
+
+def _read_txt(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    return ["text"], ((f"{path}, line {number}", (line,)) for number, line in read_lines(path))
+
+
+def _read_tsv(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    lines = ((number, line.split("\t")) for number, line in read_lines(path))
+    return _with_header(path, lines, report, column_names, "tab")
+
+
+def _read_csv(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
+
+    def records() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for fields in reader:
+                if fields:
+                    yield reader.line_num, fields
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.line_num}: {error}. In CSV a field with a quotation mark is quoted and the mark "
+                "doubled; if the file does not quote, save it as .tsv."
+            ) from None
+
+    return _with_header(path, records(), report, column_names, "comma")
+
+
+def _with_header(
+    path: Path, records: Iterator[tuple[int, list[str]]], report: RowReport, column_names: list[str], separator: str
+) -> tuple[list[str], Iterator[Row]]:
+    if not column_names:
+        _, header = next(records, (0, None))
+        if header is None:
+            raise DataError(f"{path} is empty.")
+        column_names = [name.strip() for name in header]
+    if repeated := {name for name in column_names if column_names.count(name) > 1}:
+        raise DataError(f"{path}: the column name {sorted(repeated)[0]!r} occurs twice in the header.")
+
+    def rows() -> Iterator[Row]:
+        for number, fields in records:
+            where = f"{path}, line {number}"
+            if len(fields) != len(column_names):
+                report.read += 1
+                report.bad_row(
+                    "wrong_number_of_fields",
+                    where,
+                    f"{len(fields)} {separator}-separated fields where the header has {len(column_names)} "
+                    f"({', '.join(column_names)}).",
+                )
+                continue
+            yield where, fields
+
+    return column_names, rows()
+
+
+def _read_json(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    text = "\n".join(line for _, line in read_lines(path))
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line.") from None
+    if isinstance(records, dict) and isinstance(records.get("data"), list):
+        records = records["data"]
+    if not isinstance(records, list):
+        raise DataError(f"{path} is JSON, but not a list of objects.")
+    return _from_objects(path, ((f"{path}, item {index}", item) for index, item in enumerate(records)), report)
+
+
+def _read_jsonl(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    def objects() -> Iterator[tuple[str, object]]:
+        for number, line in read_lines(path):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                report.read += 1
+                report.bad_row("not_json", where, f"not JSON ({error.msg}).")
+
+    return _from_objects(path, objects(), report)
+
+
+def _read_parquet(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with open_bytes(path) as stream:
+            table = pyarrow.parquet.read_table(stream)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not a Parquet file ({error}).") from None
+    records = ((f"{path}, row {index}", record) for index, record in enumerate(table.to_pylist()))
+    return _from_objects(path, records, report)
+
+
+def _from_objects(
+    path: Path, objects: Iterator[tuple[str, object]], report: RowReport
+) -> tuple[list[str], Iterator[Row]]:
+    """Columns of the first object, nested keys joined by dots (`labels.label`)."""
+    where, first = next(objects, (None, None))
+    if where is None:
+        raise DataError(f"{path} holds no rows.")
+    if not isinstance(first, dict):
+        raise DataError(f"{where}: a row must be an object with named fields, not {type(first).__name__}.")
+    columns = list(_flat(first))
+
+    def rows() -> Iterator[Row]:
+        yield where, [_flat(first)[column] for column in columns]
+        for place, record in objects:
+            flat = _flat(record) if isinstance(record, dict) else {}
+            missing = [column for column in columns if column not in flat]
+            # Fields that only some rows carry (a note, say) are no defect unless they are read.
+            if missing and not flat:
+                report.read += 1
+                report.bad_row("not_an_object", place, "the row is not an object with named fields.")
+                continue
+            yield place, [flat.get(column) for column in columns]
+
+    return columns, rows()
+
+
+def _flat(record: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def numbered(columns: Sequence[str], stem: str) -> list[str]:
+    """Columns called `stem`, `stem_2`, `stem2`, ... in the order of their numbers."""
+    found = []
+    for column in columns:
+        if match := re.fullmatch(rf"{stem}s?[_-]?(\d*)", column.lower()):
+            found.append((int(match.group(1) or 0), column))
+    return [column for _, column in sorted(found)]

@@ -1,0 +1,382 @@
+"""One training run, from arguments to release: data -> model -> train -> evaluate -> release."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from .backbones import load_config
+from .configuration_simcse import SimCSEConfig
+from .corpora import ScoredPairs, TrainingViews, training_views
+from .dropout_audit import DropoutAudit, audit_dropout
+from .encoder import SentenceEncoder
+from .errors import ConfigError, ModelError, TrainingError
+from .evaluation import STSResult, evaluate_sts
+from .files import staged_folder, write_json
+from .model_card import model_card
+from .modeling_simcse import SimCSEModel
+from .release import check_release, write_release
+from .row_report import RowReport
+from .sample import resolve_sample
+from .score_report import Score, write_scores
+from .sentence_store import ViewsDataset
+from .sentence_transformers_layout import read_layout
+from .sts_tasks import load_sts
+from .tables import expand_paths, read_hub_table, read_table
+from .tokenization import check_tokenizer, load_tokenizer
+from .trainer import PARTIAL, SimCSETrainer, check_training_arguments
+from .versions import git_revision, package_versions
+
+logger = logging.getLogger(__name__)
+
+_CONFIG_FIELDS = (
+    "pooler_type",
+    "mlp_only_train",
+    "first_hidden_state",
+    "temperature",
+    "hard_negative_weight",
+    "mask_duplicates",
+    "prompt",
+    "max_seq_length",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What a run leaves in memory; the same and more lies in `simcse_run.json`."""
+
+    output_dir: Path
+    before: STSResult | None
+    results: list[STSResult]
+    record: dict
+    model: SimCSEModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def train(
+    model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments
+) -> TrainingRun:
+    """Train, evaluate and release.
+
+    Raises:
+        SimCSEError: Anything the user can cure; see the message.
+    """
+    clock = {"start": time.perf_counter()}
+    _check_output_dir(training_args)
+    set_seed(training_args.seed)
+
+    # Data
+    views = load_training_views(data_args)
+    logger.info("training data: %s", views.report)
+    pairs = load_evaluation_pairs(data_args, training_args)
+    final_sets = [load_sts(task, data_dir=data_args.data_dir) for task in data_args.final_tasks or []]
+    check_training_arguments(training_args, len(views.rows))
+
+    # Model
+    model, tokenizer = load_model(model_args)
+    config = model.config
+    check_tokenizer(tokenizer, config.text_config, config.max_seq_length)
+    options = {"max_length": config.max_seq_length, "prompt": config.prompt}
+    train_dataset = ViewsDataset.build(
+        views.rows, tokenizer, **options, show_progress=training_args.should_log and not training_args.disable_tqdm
+    )
+    statistics = train_dataset.statistics(tokenizer, config.max_seq_length)
+    logger.info("tokenised: %s", ", ".join(f"{name} {value:,}" for name, value in statistics.items()))
+    eval_dataset = None
+    if pairs is not None:
+        rows = list(zip(pairs.sentences1, pairs.sentences2, strict=True))
+        eval_dataset = ViewsDataset.build(rows, tokenizer, **options, scores=pairs.scores)
+    audit = _audit(model, train_dataset, views, training_args)
+
+    # Train
+    trainer = SimCSETrainer(
+        model,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        score_scale=pairs.scale if pairs else (0.0, 5.0),
+    )
+    before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None and trainer.is_world_process_zero() else None
+    clock["trained_from"] = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(training_args))
+    clock["trained"] = time.perf_counter()
+
+    # Evaluate and release: the model of rank 0 is the model of all
+    record, results = {}, []
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        results = evaluate(trained, tokenizer, [*([pairs] if pairs else []), *final_sets])
+        record = {
+            "arguments": {
+                "model": dataclasses.asdict(model_args),
+                "data": dataclasses.asdict(data_args),
+                "training": training_args.to_dict(),
+            },
+            "model_config": config.to_dict(),
+            "data": {
+                "shape": views.shape,
+                "sources": views.sources,
+                "report": views.report.as_dict(),
+                "report_text": str(views.report),
+                "statistics": statistics,
+                "triplet_rule": data_args.triplet_rule if views.shape == "nli" else None,
+            },
+            "dropout": dataclasses.asdict(audit),
+            "before": before and before.as_dict(),
+            "results": [result.as_dict() for result in results],
+            "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
+            "best": {"step": trainer.state.best_global_step, training_args.metric_for_best_model: trainer.state.best_metric},
+            "steps": trainer.state.global_step,
+            "log_history": trainer.state.log_history,
+            "world_size": training_args.world_size,
+            "seconds": {
+                "preparation": round(clock["trained_from"] - clock["start"], 2),
+                "training": round(clock["trained"] - clock["trained_from"], 2),
+                "train_runtime": outcome.metrics.get("train_runtime"),
+            },
+            "device": _device(training_args),
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+        }
+        output_dir = Path(training_args.output_dir)
+        if training_args.write_release:
+            publish(trained, tokenizer, record, results, output_dir, _probe_sentences(views, pairs))
+        else:
+            write_json(output_dir / "simcse_run.json", record)
+        if results:
+            model_name = Path(training_args.output_dir).name
+            write_scores([Score(model=model_name, result=result) for result in results], output_dir / "eval")
+    trainer.accelerator.wait_for_everyone()
+    return TrainingRun(
+        output_dir=Path(training_args.output_dir),
+        before=before,
+        results=results,
+        record=record,
+        model=trained,
+        tokenizer=tokenizer,
+    )
+
+
+def load_training_views(data_args: DataArguments) -> TrainingViews:
+    """Read `train_file` or `train_dataset`.
+
+    Raises:
+        ConfigError: Neither or both are given.
+        DataError: See `corpora.training_views`.
+    """
+    if bool(data_args.train_file) == bool(data_args.train_dataset):
+        raise ConfigError("give exactly one of train_file (local files) and train_dataset (a Hub id).")
+    report = RowReport(on_bad_row=data_args.on_bad_row)
+    if data_args.train_dataset:
+        tables = [read_hub_table(data_args.train_dataset, report)]
+    else:
+        paths = expand_paths([resolve_sample(path) for path in data_args.train_file])
+        tables = [read_table(path, report, data_args.column_names) for path in paths]
+    views = training_views(
+        tables,
+        report,
+        triplet_rule=data_args.triplet_rule,
+        as_sentences=data_args.train_as == "sentences",
+        deduplicate=data_args.deduplicate,
+    )
+    if data_args.max_train_samples is not None:
+        return dataclasses.replace(views, rows=views.rows[: data_args.max_train_samples])
+    return views
+
+
+def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainingArguments) -> ScoredPairs | None:
+    """The set that is scored while training; None with `eval_task: none`.
+
+    Without one there is nothing to choose a checkpoint by, and the last is released.
+    """
+    if data_args.eval_task in (None, "none"):
+        training_args.eval_strategy = "no"
+        training_args.load_best_model_at_end = False
+        training_args.early_stopping_patience = None
+        if training_args.save_strategy == "best":
+            raise ConfigError("save_strategy best needs an eval_task to judge by.")
+        return None
+    return load_sts(data_args.eval_task, data_dir=data_args.data_dir)
+
+
+def load_model(model_args: ModelArguments) -> tuple[SimCSEModel, PreTrainedTokenizerBase]:
+    """The model to train, from a plain encoder, one of our checkpoints, or a release."""
+    if not model_args.model_name_or_path:
+        raise ConfigError("model_name_or_path is missing: name a folder, a Hub id, or sample:encoder.")
+    name = resolve_sample(model_args.model_name_or_path)
+    hub_kwargs = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    hub_kwargs = {key: value for key, value in hub_kwargs.items() if value is not None}
+    overrides = {key: getattr(model_args, key) for key in _CONFIG_FIELDS if getattr(model_args, key) is not None}
+    found = load_config(name, trust_remote_code=model_args.trust_remote_code, **hub_kwargs)
+    try:
+        if found.model_type == SimCSEConfig.model_type or _is_release(name, overrides, hub_kwargs):
+            model = _continue_from(name, overrides, model_args, hub_kwargs)
+        else:
+            model = SimCSEModel.from_backbone(
+                name,
+                head_init=model_args.head_init,
+                hidden_dropout_prob=model_args.hidden_dropout_prob,
+                attention_probs_dropout_prob=model_args.attention_probs_dropout_prob,
+                attn_implementation=model_args.attn_implementation,
+                trust_remote_code=model_args.trust_remote_code,
+                hub_kwargs=hub_kwargs,
+                **overrides,
+            )
+    except ModelError:
+        raise
+    except ValueError as error:  # SimCSEConfig refuses values and combinations
+        raise ConfigError(str(error)) from error
+    tokenizer = load_tokenizer(
+        resolve_sample(model_args.tokenizer_name) if model_args.tokenizer_name else name,
+        trust_remote_code=model_args.trust_remote_code,
+        **hub_kwargs,
+    )
+    return model, tokenizer
+
+
+def evaluate(
+    model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]
+) -> list[STSResult]:
+    """Score a model in memory; its mode is restored."""
+    training = model.training
+    encoder = SentenceEncoder(model, tokenizer, device=model.device)
+    results = [evaluate_sts(encoder.encode, pairs, encoder=encoder.describe()) for pairs in sets]
+    model.train(training)
+    return results
+
+
+def publish(
+    model: SimCSEModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict,
+    results: list[STSResult],
+    output_dir: Path,
+    probe: list[str],
+) -> None:
+    """Write the release beside its place, check it with every loader, and only then move it there."""
+    with staged_folder(output_dir) as staging:
+        write_release(model, tokenizer, staging)
+        record["release_check"] = check_release(staging, model, probe)
+        has_pooler = any(name.startswith("pooler") for name in _weight_names(staging))
+        card = model_card(record, model.config, results, has_pooler=has_pooler)
+        (staging / "README.md").write_text(str(card), encoding="utf-8")
+        write_json(staging / "simcse_run.json", record)
+    checked = ", ".join(
+        f"{loader} {'not installed' if difference is None else f'{difference:.0e}'}"
+        for loader, difference in record["release_check"].items()
+    )
+    logger.info("release written to %s; largest difference from the trained model: %s", output_dir, checked)
+
+
+def _is_release(name: str, overrides: dict, hub_kwargs: dict) -> bool:
+    """Whether to go on with the vectors of a release, rather than start anew from its encoder."""
+    wanted = overrides.get("pooler_type")
+    try:
+        layout = read_layout(name, **hub_kwargs)
+    except ModelError:
+        if wanted is None:
+            raise
+        layout = None
+    if layout is None or wanted == layout.pooler_type:
+        return layout is not None
+    if wanted is not None:
+        logger.warning("%s pools with %s; starting anew from its encoder with %s.", name, layout.pooler_type, wanted)
+    return wanted is None
+
+
+def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_kwargs: dict) -> SimCSEModel:
+    for setting in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if getattr(model_args, setting) is not None:
+            raise ConfigError(f"{setting} can be set when starting from a plain encoder, not when continuing from {name}.")
+    if model_args.head_init != "fresh":
+        raise ConfigError(f"head_init applies to a plain encoder; {name} brings its own head.")
+    model = SimCSEModel.from_pretrained(name, **hub_kwargs)
+    if overrides.get("pooler_type", model.config.pooler_type) != model.config.pooler_type:
+        raise ConfigError(
+            f"{name} was trained with pooler_type {model.config.pooler_type}; continuing with {overrides['pooler_type']} "
+            "would change what its vectors mean. Start from its backbone, or leave pooler_type out."
+        )
+    settings = {key: getattr(model.config, key) for key in _CONFIG_FIELDS} | overrides
+    # Building the config anew validates the combination, which assignment would not.
+    model.config = SimCSEConfig(text_config=model.config.text_config, **settings)
+    return model
+
+
+def _audit(
+    model: SimCSEModel, dataset: ViewsDataset, views: TrainingViews, training_args: SimCSETrainingArguments
+) -> DropoutAudit:
+    longest = int(dataset.store.lengths[:1000].argmax())
+    audit = audit_dropout(model, torch.from_numpy(dataset.store[longest].astype("int64")))
+    logger.info("%s", audit)
+    if views.unsupervised and not audit.views_differ and not training_args.allow_no_dropout:
+        raise TrainingError(
+            "no dropout is alive, so both views of a sentence would be identical and unsupervised SimCSE would learn nothing. "
+            "Set hidden_dropout_prob and attention_probs_dropout_prob to 0.1, or allow_no_dropout to go on regardless."
+        )
+    return audit
+
+
+def _check_output_dir(training_args: SimCSETrainingArguments) -> None:
+    output_dir = Path(training_args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")
+    resuming = training_args.resume_from_checkpoint is not None
+    if (output_dir / "simcse_run.json").exists() and not resuming:
+        raise ConfigError(
+            f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
+        )
+    if not resuming and output_dir.is_dir() and (last := get_last_checkpoint(str(output_dir))):
+        raise ConfigError(
+            f"{output_dir} holds {Path(last).name} of an unfinished run. Go on with --resume_from_checkpoint auto, or remove "
+            "that folder first."
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot create output_dir {output_dir}: {error.strerror}.") from None
+    if training_args.should_save:
+        for unfinished in output_dir.glob(f".checkpoint-*{PARTIAL}"):
+            shutil.rmtree(unfinished, ignore_errors=True)  # a run was killed while it wrote this
+
+
+def _checkpoint_to_resume(training_args: SimCSETrainingArguments) -> str | None:
+    wanted = training_args.resume_from_checkpoint
+    if wanted in (None, "", "false", "False"):
+        return None
+    if wanted in ("auto", "true", "True"):
+        found = get_last_checkpoint(training_args.output_dir)
+        logger.info("resuming from %s", found) if found else logger.info("no checkpoint to resume from; starting anew")
+        return found
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise ModelError(f"{wanted} is not a checkpoint: it has no trainer_state.json. Use auto to take the last one.")
+    return wanted
+
+
+def _probe_sentences(views: TrainingViews, pairs: ScoredPairs | None) -> list[str]:
+    sentences = [sentence for row in views.rows[:16] for sentence in row]
+    if pairs is not None:
+        sentences += pairs.sentences1[:16]
+    # One word, and one far beyond any max_seq_length: padding and truncation must agree too.
+    return [*dict.fromkeys(sentences), "네", "아주 긴 문장 " * 200]
+
+
+def _weight_names(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return list(file.keys())
+
+
+def _device(training_args: SimCSETrainingArguments) -> str:
+    if training_args.device.type == "cuda":
+        return f"{training_args.world_size} x {torch.cuda.get_device_name()}"
+    return f"{training_args.device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,34 @@
+"""What a result was made with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("simcse-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "scipy", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree this package runs from, `+changes` where it differs; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        revision, changes = (
+            subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.strip() + ("+changes" if changes.strip() else "")
