@@ -12,10 +12,30 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from .configuration_simcse import PoolerType
+from .errors import ConfigError
+
+# Below these transformers fails late and without a word, or trains something else.
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "seed": 0,
+    "dataloader_num_workers": 0,
+    "early_stopping_patience": 1,
+    "max_train_samples": 1,
+}
 
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+def _check_least(arguments: object) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
 @dataclass
@@ -94,6 +114,9 @@ class DataArguments:
         default=None, metadata=_help("Folder with the KorSTS and KLUE files; else SIMCSE_DATA_DIR.")
     )
 
+    def __post_init__(self):
+        _check_least(self)
+
 
 @dataclass
 class SimCSETrainingArguments(TrainingArguments):
@@ -126,3 +149,7 @@ class SimCSETrainingArguments(TrainingArguments):
         default=False, metadata=_help("Let an unsupervised run start although both views would be identical.")
     )
     write_release: bool = field(default=True, metadata=_help("Write the release into output_dir at the end."))
+
+    def __post_init__(self):
+        _check_least(self)
+        super().__post_init__()

@@ -17,6 +17,9 @@ from .quiet import quiet_transformers
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
+# These count positions from padding_idx + 1, so they take fewer tokens than they have positions.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+
 
 def without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
     """Arguments that keep the encoder from building its own pooler.
@@ -27,6 +30,14 @@ def without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
     model_class = MODEL_MAPPING.get(type(text_config), None)
     takes_it = model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes_it else {}
+
+
+def position_limit(text_config: PreTrainedConfig) -> int | None:
+    """The most tokens an encoder takes; None where positions are not a table."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is None or text_config.model_type not in _OFFSET_POSITIONS:
+        return positions
+    return positions - (text_config.pad_token_id or 0) - 1
 
 
 def override_dropout(text_config: PreTrainedConfig, names: tuple[str, ...], value: float | None) -> None:

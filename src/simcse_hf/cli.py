@@ -12,10 +12,20 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import ConfigError, DataError, SimCSEError
 
 logger = logging.getLogger("simcse_hf")
+
+_POOLERS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "max")
+# safetensors and torch.save raise errors without an errno.
+_WORDS_OF_A_FULL_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "enforce fail at inline_container",
+    "iostream error",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except SimCSEError as error:
         message, code = str(error), 2
-    except OSError as error:
-        message, code = _explain_os_error(error), 2
+    except Exception as error:
+        message, code = _explain(error), 2
         if message is None:
             raise
     except KeyboardInterrupt:
-        message, code = "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto.", 130
-    print(f"error: {message}", file=sys.stderr)
+        message = "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto."
+        code = 130
+    print(f"error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
     return code
 
 
@@ -57,8 +68,19 @@ def _run(argv: list[str]) -> int:
     return arguments.run(arguments)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}. See {self.prog} --help.")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="simcse-hf", description="Korean sentence embeddings: train, score, encode, search.", allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -95,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("queries", nargs="+", metavar="QUERY")
     search.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
     search.add_argument("--corpus", required=True, metavar="FILE", help="one sentence a line")
-    search.add_argument("--top_k", type=int, default=5)
+    search.add_argument("--top_k", type=_at_least_one, default=5)
     search.add_argument("--json", action="store_true", help="print JSON")
     _add_encoder_options(search)
     search.set_defaults(run=_search)
@@ -103,16 +125,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pooler_type", help="for a plain encoder: cls_before_pooler, avg, avg_top2, avg_first_last, max")
+    parser.add_argument(
+        "--pooler_type", choices=_POOLERS, help="how a plain encoder pools; a folder that says it is believed"
+    )
     parser.add_argument("--prompt", help="text before every sentence")
-    parser.add_argument("--max_seq_length", type=int, help="in tokens")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_seq_length", type=_at_least_one, help="in tokens")
+    parser.add_argument("--batch_size", type=_at_least_one, default=64)
     parser.add_argument("--device", help="cpu, cuda, mps, ...")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code from the model repository")
 
 
 def _encoder_options(arguments: argparse.Namespace) -> dict:
+    import torch
+
     names = ("pooler_type", "prompt", "max_seq_length", "device", "trust_remote_code")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {arguments.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -129,8 +159,9 @@ def _train(argv: list[str]) -> int:
     run = train(model_args, data_args, training_args)
     if training_args.process_index == 0:
         for result in run.results:
-            score = f"{result.task} ({result.num_pairs} pairs) cosine Spearman {100 * result.metrics['cosine_spearman']:.2f}"
             low, high = result.interval
+            score = f"{result.task} ({result.num_pairs} pairs)"
+            score += f" cosine Spearman {100 * result.metrics['cosine_spearman']:.2f}"
             score += f" [{100 * low:.2f}, {100 * high:.2f}], AVG {100 * result.metrics['avg']:.2f}"
             if run.before is not None and run.before.task == result.task:
                 score += f"; before training {100 * run.before.metrics['cosine_spearman']:.2f}"
@@ -196,16 +227,15 @@ def _encode(arguments: argparse.Namespace) -> int:
 def _search(arguments: argparse.Namespace) -> int:
     from .search import read_corpus, search
 
-    if arguments.top_k < 1:
-        raise ConfigError(f"top_k is {arguments.top_k}; it must be at least 1.")
     corpus = read_corpus(arguments.corpus)
     encoder = _load_encoder(arguments)
-    found = search(
-        encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_size=arguments.batch_size
-    )
+    found = search(encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_size=arguments.batch_size)
     if arguments.json:
         records = [
-            {"query": query, "results": [{"sentence": hit.sentence, "score": hit.score, "line": hit.index + 1} for hit in hits]}
+            {
+                "query": query,
+                "results": [{"sentence": hit.sentence, "score": hit.score, "line": hit.index + 1} for hit in hits],
+            }
             for query, hits in zip(arguments.queries, found, strict=True)
         ]
         print(json.dumps(records, ensure_ascii=False, indent=2))
@@ -224,11 +254,16 @@ def _load_encoder(arguments: argparse.Namespace):
     return SentenceEncoder.from_pretrained(resolve_sample(arguments.model), **_encoder_options(arguments))
 
 
-def _explain_os_error(error: OSError) -> str | None:
-    place = f" ({error.filename})" if error.filename else ""
-    match error.errno:
-        case errno.ENOSPC:
-            return f"the disk is full{place}. Nothing half-written was left; free space and resume with --resume_from_checkpoint auto."
-        case errno.EACCES | errno.EROFS | errno.EPERM:
-            return f"no permission to write{place}. Choose another folder."
-    return None
+def _explain(error: Exception) -> str | None:
+    """What the machine refused, or None: then it is a defect of ours and deserves its traceback."""
+    number = error.errno if isinstance(error, OSError) else None
+    path = number and (error.filename2 or error.filename)  # of a rename, the name the user gave
+    place = f" ({path})" if path else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
+        return (
+            f"the disk is full{place}. Nothing half-written was left; free space, and resume a training with "
+            "--resume_from_checkpoint auto."
+        )
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"no permission{place}. Choose another place."
+    return f"{error.strerror}{place}." if number else None

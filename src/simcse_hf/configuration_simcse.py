@@ -1,7 +1,6 @@
 """`SimCSEConfig`: everything that changes the sentence vector or the loss, saved with the weights."""
 
-from __future__ import annotations
-
+# Annotations must be types here, not strings: `strict` checks values against them.
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -84,6 +83,11 @@ class SimCSEConfig(PreTrainedConfig):
     def head_at_inference(self) -> bool:
         """Whether the shipped vector has passed through the MLP head."""
         return self.has_head and not self.mlp_only_train
+
+    @property
+    def reads_cls(self) -> bool:
+        """Whether the pooler takes the first token for [CLS]."""
+        return self.pooler_type in ("cls", "cls_before_pooler")
 
     @property
     def needs_all_hidden_states(self) -> bool:

@@ -54,7 +54,9 @@ def audit_dropout(model: SimCSEModel, input_ids: torch.Tensor) -> DropoutAudit:
         input_ids: (T,) one sentence of some length.
     """
     attention_modules = {
-        name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and "attention.self" in name
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and ("attention.self" in name or name.endswith("attention.dropout"))
     }
     hidden = max(
         (

@@ -38,7 +38,8 @@ class SentenceEncoder:
         normalize: bool = False,
         device: str | torch.device | None = None,
     ):
-        check_tokenizer(tokenizer, model.config.text_config, model.config.max_seq_length)
+        config = model.config
+        check_tokenizer(tokenizer, config.text_config, config.max_seq_length, reads_cls=config.reads_cls)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(device).eval()

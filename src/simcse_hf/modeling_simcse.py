@@ -23,6 +23,7 @@ from .backbones import (
     load_backbone,
     load_config,
     override_dropout,
+    position_limit,
     without_pooler,
 )
 from .configuration_simcse import SimCSEConfig
@@ -296,15 +297,15 @@ class SimCSEModel(PreTrainedModel):
         hub_kwargs: Mapping[str, str] | None = None,
     ) -> SimCSEModel:
         """Build the model that a sentence-transformers folder describes, in evaluation mode."""
-        extra = {} if layout.max_seq_length is None else {"max_seq_length": layout.max_seq_length}
         model = cls.from_backbone(
             name_or_path,
             hub_kwargs=hub_kwargs,
             pooler_type=layout.pooler_type,
             first_hidden_state=layout.first_hidden_state,
             prompt=layout.prompt,
-            **extra,
         )
+        lengths = [layout.max_seq_length, position_limit(model.config.text_config)]
+        model.config.max_seq_length = min((length for length in lengths if length), default=512)
         if layout.head is not None:
             model.head.dense.load_state_dict(layout.head)
         return model.to(dtype).eval()

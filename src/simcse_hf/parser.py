@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import json
@@ -11,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
@@ -45,12 +45,29 @@ REMOVED_KEYS = {
     "max_len": "use max_seq_length",
     "evaluate_during_training": "use eval_strategy",
     "pad_to_max_length": "leave it out: padding to the maximum only wastes time",
+    "adafactor": "use optim with the value adafactor",
+    "fp16_opt_level": "use fp16",
+    "fsdp_transformer_layer_cls_to_wrap": "use fsdp_config",
+    "sharded_ddp": "use fsdp",
+    "push_to_hub_model_id": "use hub_model_id",
+    "push_to_hub_organization": "use hub_model_id with the organization in front, for example org/name",
+    "xpu_backend": "use ddp_backend",
+    "dispatch_batches": "use accelerator_config",
+    "split_batches": "use accelerator_config",
+    "use_mps_device": "leave it out: MPS is used where there is one",
+    "tpu_num_cores": "leave it out",
+    "tpu_metrics_debug": "leave it out",
+    "jit_mode_eval": "leave it out",
+    "past_index": "leave it out",
+    "mp_parameters": "leave it out",
+    "ray_scope": "leave it out",
+    "use_legacy_prediction_loop": "leave it out",
 }
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}")
+        raise ConfigError(f"command line: {message}. See --help.")
 
 
 def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tuple:
@@ -63,7 +80,7 @@ def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tu
     Raises:
         ConfigError: Unreadable file, unknown or removed key, or a value of the wrong type.
     """
-    config_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_option = _Parser((), add_help=False, allow_abbrev=False)
     config_option.add_argument("--config")
     known, rest = config_option.parse_known_args(list(argv))
     parser = _Parser(argument_classes, allow_abbrev=False, prog="simcse-hf train")
@@ -72,17 +89,17 @@ def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tu
     types_of = field_types(argument_classes)
     if known.config is not None:
         parser.set_defaults(**typed_values(read_config(Path(known.config)), types_of, known.config))
-    try:
-        *arguments, _, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"these arguments do not go together: {error}") from error
+    _, unknown = parser.parse_known_args(rest)
     if unknown:
         flag = unknown[0].split("=")[0]
-        raise ConfigError(
-            f"command line: {_unknown(flag.removeprefix('--'), types_of) if flag.startswith('--') else f'stray {flag!r}.'}"
-        )
+        problem = _unknown(flag.removeprefix("--"), types_of) if flag.startswith("--") else f"stray {flag!r}."
+        raise ConfigError(f"command line: {problem}")
+    try:
+        *arguments, _ = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # TrainingArguments raises many unrelated types
+        raise ConfigError(f"these arguments do not go together: {error}") from error
     return tuple(arguments)
 
 
@@ -93,13 +110,18 @@ def read_config(path: Path) -> dict[str, Any]:
         ConfigError: Missing, unreadable, or not a flat mapping.
     """
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = Path(_home(str(path))).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}. Paths start at {Path.cwd()}.") from None
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror}. Paths start at {Path.cwd()}."
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"the config file {path} is not UTF-8.") from None
     try:
-        content = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text, object_pairs_hook=_once)
+        if path.suffix in (".yaml", ".yml"):
+            content = yaml.load(text, _YAMLLoader)
+        else:
+            content = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
     except yaml.YAMLError as error:
@@ -108,6 +130,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}).") from None
     except _RepeatedKeyError as error:
         raise ConfigError(f"{path}: the key '{error}' occurs twice; keep one.") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, the 31st of February, 1,000 brackets
+        raise ConfigError(f"{path} holds a value that cannot be read ({error}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold one mapping of keys to values, not a {type(content).__name__}.")
     return {key: value for key, value in content.items() if not str(key).startswith("_")}
@@ -124,6 +148,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _RepeatedKeyError(key)
         result[key] = value
     return result
+
+
+class _YAMLLoader(yaml.SafeLoader):
+    """Refuses a repeated key, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        merge = "tag:yaml.org,2002:merge"
+        _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != merge])
+        return super().construct_mapping(node, deep=deep)
 
 
 def field_types(argument_classes: Sequence[type]) -> dict[str, Any]:
@@ -165,7 +198,7 @@ def coerce(value: Any, wanted: Any) -> Any:
     if wanted is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _coerce_union(value, [option for option in typing.get_args(wanted)])
+        return _coerce_union(value, list(typing.get_args(wanted)))
     if origin is Literal:
         for option in typing.get_args(wanted):
             if value == option or str(value) == str(option):
@@ -175,9 +208,10 @@ def coerce(value: Any, wanted: Any) -> Any:
         inner = (typing.get_args(wanted) or (Any,))[0]
         return [coerce(item, inner) for item in (value if isinstance(value, list) else [value])]
     if origin is dict or wanted is dict:
-        if isinstance(value, dict):
-            return value
-        raise ValueError("it must be a mapping")
+        if not isinstance(value, dict):
+            raise ValueError("it must be a mapping")
+        _, inner = typing.get_args(wanted) or (str, Any)
+        return {str(key): coerce(item, inner) for key, item in value.items()}
     if wanted is bool:
         return _coerce_bool(value)
     if wanted in (int, float):
@@ -191,7 +225,9 @@ def coerce(value: Any, wanted: Any) -> Any:
             return wanted(value)
         except ValueError:
             raise ValueError(f"it must be one of {', '.join(str(item.value) for item in wanted)}") from None
-    return value
+    if isinstance(value, wanted):
+        return value
+    raise ValueError(f"it must be a {wanted.__name__}, which cannot be written here")
 
 
 def _coerce_union(value: Any, options: list[Any]) -> Any:
@@ -226,9 +262,12 @@ def _coerce_number(value: Any, wanted: type) -> float | int:
     kind = "a whole number" if wanted is int else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"it must be {kind}")
+    if wanted is int and not isinstance(value, float):
+        with suppress(ValueError):
+            return int(value)  # exact, where a float would round what is beyond 2**53
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"it must be {kind}") from None
     if wanted is float:
         return number
@@ -244,8 +283,12 @@ def _expanded(value: Any) -> Any:
         return value
     value = os.path.expandvars(value)
     if match := re.search(r"\$\{(\w+)\}", value):
-        raise ConfigError(f"the environment variable {match.group(1)}, used in '{value}', is not set.")
-    return os.path.expanduser(value) if value.startswith("~") else value
+        raise ValueError(f"the environment variable {match.group(1)} is not set")
+    return _home(value)
+
+
+def _home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a user who is not there
 
 
 def _unknown(key: str, types_of: dict[str, Any]) -> str:

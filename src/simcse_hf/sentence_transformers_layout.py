@@ -100,13 +100,16 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
         head = {"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]}
         pooler_type = "cls"
     sentence_bert = _read_json(name_or_path, "sentence_bert_config.json", **hub_kwargs) or {}
+    # Version 6 keeps the length with the tokenizer; a tokenizer without one says a huge number.
+    tokenizer = _read_json(name_or_path, "tokenizer_config.json", **hub_kwargs) or {}
+    max_seq_length = sentence_bert.get("max_seq_length") or tokenizer.get("model_max_length")
     prompts = _read_json(name_or_path, "config_sentence_transformers.json", **hub_kwargs) or {}
     return SentenceTransformersLayout(
         pooler_type=pooler_type,
         first_hidden_state=first_hidden_state,
         head=head,
         prompt=(prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", ""),
-        max_seq_length=sentence_bert.get("max_seq_length"),
+        max_seq_length=max_seq_length if max_seq_length and max_seq_length < 1_000_000 else None,
         normalize="Normalize" in kinds,
     )
 

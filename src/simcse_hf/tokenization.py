@@ -5,10 +5,8 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from .backbones import position_limit
 from .errors import ModelError
-
-# These count positions from padding_idx + 1, so they take fewer tokens than they have positions.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_kwargs) -> PreTrainedTokenizerBase:
@@ -27,12 +25,26 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_
     return tokenizer
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: PreTrainedConfig, max_length: int) -> None:
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, text_config: PreTrainedConfig, max_length: int, *, reads_cls: bool = False
+) -> None:
     """Refuse a tokenizer whose ids or lengths the encoder cannot take.
 
+    Args:
+        tokenizer: To be checked.
+        text_config: Of the encoder.
+        max_length: In tokens, special tokens included.
+        reads_cls: Whether the pooler takes the first token for [CLS].
+
     Raises:
-        ModelError: More tokens than embeddings, another padding id, or more positions than there are.
+        ModelError: More tokens than embeddings, another padding id, no [CLS] in front, or more
+            positions than there are.
     """
+    if reads_cls and tokenizer("가")["input_ids"][0] != tokenizer.cls_token_id:
+        raise ModelError(
+            "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the first "
+            "token. Use the model's own tokenizer class, or pooler_type avg."
+        )
     if len(tokenizer) > text_config.vocab_size:
         raise ModelError(
             f"the tokenizer knows {len(tokenizer):,} tokens but the model embeds {text_config.vocab_size:,}: they do not "
@@ -44,11 +56,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: PreTrainedC
             f"the tokenizer pads with id {tokenizer.pad_token_id} but the model with {model_pad}: they do not belong "
             "together. Use the tokenizer saved beside the model."
         )
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None:
-        offset = (model_pad or 0) + 1 if text_config.model_type in _OFFSET_POSITIONS else 0
-        if max_length > positions - offset:
-            raise ModelError(
-                f"max_seq_length is {max_length}, but this encoder has positions for {positions - offset} tokens. "
-                f"Use {positions - offset} or less."
-            )
+    limit = position_limit(text_config)
+    if limit is not None and max_length > limit:
+        raise ModelError(
+            f"max_seq_length is {max_length}, but this encoder has positions for {limit} tokens. Use {limit} or less."
+        )

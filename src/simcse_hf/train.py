@@ -70,7 +70,7 @@ def train(
         SimCSEError: Anything the user can cure; see the message.
     """
     clock = {"start": time.perf_counter()}
-    _check_output_dir(training_args)
+    _check_surroundings(training_args)
     set_seed(training_args.seed)
 
     # Data
@@ -83,7 +83,7 @@ def train(
     # Model
     model, tokenizer = load_model(model_args)
     config = model.config
-    check_tokenizer(tokenizer, config.text_config, config.max_seq_length)
+    check_tokenizer(tokenizer, config.text_config, config.max_seq_length, reads_cls=config.reads_cls)
     options = {"max_length": config.max_seq_length, "prompt": config.prompt}
     train_dataset = ViewsDataset.build(
         views.rows, tokenizer, **options, show_progress=training_args.should_log and not training_args.disable_tqdm
@@ -325,7 +325,11 @@ def _audit(
     return audit
 
 
-def _check_output_dir(training_args: SimCSETrainingArguments) -> None:
+def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
+    if training_args.fp16 and training_args.device.type == "cpu":
+        raise ConfigError(
+            "fp16 needs a GPU, and this run is on the CPU, where it would silently be float32. Add --fp16 false (or --bf16)."
+        )
     output_dir = Path(training_args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")

@@ -99,6 +99,26 @@ class SimCSETrainer(Trainer):
             )
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """As in Trainer, and no pair may be missing from the score.
+
+        Raises:
+            TrainingError: Fewer or more pairs were scored than the set holds.
+        """
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        scored, expected = len(output.label_ids), len(dataloader.dataset)
+        if scored != expected:
+            raise TrainingError(f"{scored} of {expected} evaluation pairs were scored; a score over part of a set is another.")
+        return output
+
     def prediction_step(
         self, model, inputs, prediction_loss_only, ignore_keys=None
     ) -> tuple[None, Tensor | None, Tensor | None]:

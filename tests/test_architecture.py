@@ -1,0 +1,115 @@
+"""The folder listing is the architecture: text enters at the top and leaves at the bottom."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import simcse_hf
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = Path(simcse_hf.__file__).parent
+
+# A module may import only from the layers above its own.
+LAYERS = [
+    {"errors", "text", "distributed", "quiet", "versions", "official_files", "configuration_simcse"},
+    {"files", "row_report", "pooling", "similarity", "backbones", "sample", "tokenization"},
+    {"sentence_transformers_layout", "tables", "nli", "losses", "metrics", "sentence_store", "collators"},
+    {"corpora", "modeling_simcse", "sts_metric"},
+    {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit", "callbacks"},
+    {"search", "score_report", "parser", "release", "model_card", "trainer"},
+    {"benchmark", "train"},
+    {"cli"},
+]
+LAYER_OF = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+MODULES = [path for path in [*PACKAGE.glob("*.py"), PACKAGE / "sample/__init__.py"] if path != PACKAGE / "__init__.py"]
+
+
+def name_of(path: Path) -> str:
+    return path.parent.name if path.name == "__init__.py" else path.stem
+
+
+def package_imports(path: Path) -> set[str]:
+    return {
+        node.module.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level and node.module
+    }
+
+
+def outside_imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    return found | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+
+
+def test_every_module_has_a_layer_and_every_layer_names_modules() -> None:
+    assert {name_of(path) for path in MODULES} == set(LAYER_OF)
+
+
+def test_modules_import_only_from_the_layers_above() -> None:
+    checked = 0
+    for path in MODULES:
+        for target in package_imports(path):
+            assert LAYER_OF[target] < LAYER_OF[name_of(path)], f"{name_of(path)} must not import {target}"
+            checked += 1
+    assert checked > 50
+
+
+def test_delicate_dependencies_have_one_door_each() -> None:
+    doors = {"torch.distributed": {"distributed"}, "yaml": {"parser"}, "argparse": {"parser", "cli"}, "evaluate": {"sts_metric"}}
+    for dependency, allowed in doors.items():
+        users = {name_of(path) for path in MODULES if any(name.startswith(dependency) for name in outside_imports(path))}
+        assert users == allowed, dependency
+
+
+def test_only_the_trainer_knows_the_trainer() -> None:
+    def mentions(path: Path) -> bool:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return any(isinstance(node, ast.Name) and node.id == "Trainer" for node in ast.walk(tree))
+
+    assert {name_of(path) for path in MODULES if mentions(path)} == {"trainer"}
+
+
+def test_the_core_maths_needs_no_transformers() -> None:
+    for name in ("pooling", "similarity", "losses", "metrics", "collators", "distributed"):
+        assert not any(module.startswith("transformers") for module in outside_imports(PACKAGE / f"{name}.py")), name
+
+
+def test_files_hold_one_concept() -> None:
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {name: lines for name, lines in sizes.items() if lines > 400} == {}
+    assert not {"utils", "helpers", "common", "misc", "base"} & set(LAYER_OF)
+
+
+def test_a_reader_of_the_paper_needs_three_files_of_600_lines() -> None:
+    files = ("pooling.py", "losses.py", "modeling_simcse.py")
+    assert sum(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) for name in files) <= 600
+
+
+def test_the_public_names_are_exactly_the_promised_ones() -> None:
+    assert simcse_hf.__all__ == sorted(simcse_hf.__all__)
+    for name in simcse_hf.__all__:
+        assert getattr(simcse_hf, name).__module__.startswith("simcse_hf"), name
+    modules = set(LAYER_OF)
+    public = {name for name in dir(simcse_hf) if not name.startswith("_")} - modules - {"annotations"}
+    assert public == set(simcse_hf.__all__)
+
+
+def test_the_version_is_the_newest_in_the_changelog() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\d+\.\d+\.\d+)", changelog, re.MULTILINE).group(1) == simcse_hf.__version__
+
+
+def test_the_readme_shows_the_real_tree() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^  ([a-z_]+)(?:\.py|/) ", readme, re.MULTILINE))
+    assert listed == set(LAYER_OF) | {"templates"}
+
+
+def test_every_python_file_parses_on_python_3_10() -> None:
+    files = [*PACKAGE.rglob("*.py"), *REPOSITORY.glob("*.py"), *REPOSITORY.glob("benchmarks/*.py")]
+    assert len(files) > 30
+    for path in files:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
