@@ -41,7 +41,14 @@ setup(
         "st": SENTENCE_TRANSFORMERS,
         "zstd": ["zstandard>=0.22"],
         "tracking": TRACKING,
-        "test": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.12", "zstandard>=0.22", *SENTENCE_TRANSFORMERS, *TRACKING],
+        "test": [
+            "pytest>=8.3",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "zstandard>=0.22",
+            *SENTENCE_TRANSFORMERS,
+            *TRACKING,
+        ],
     },
     entry_points={"console_scripts": ["simcse-hf=simcse_hf.cli:main"]},
     classifiers=[

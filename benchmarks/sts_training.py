@@ -69,15 +69,24 @@ EXPERIMENTS: dict[str, tuple[str, dict]] = {
     "small-sup-peer": ("sentence-transformers, MultipleNegativesRankingLoss(scale=20)", EQUAL | {"peer": True}),
     "small-sup-equal": ("ours, everything set equal", EQUAL),
     "small-sup-masked": ("ours, + duplicate masking", EQUAL | {"mask_duplicates": True}),
-    "small-sup-all": ("ours, + all entailment x contradiction combinations", EQUAL | {"mask_duplicates": True, "triplet_rule": "all"}),
+    "small-sup-all": (
+        "ours, + all entailment x contradiction combinations",
+        EQUAL | {"mask_duplicates": True, "triplet_rule": "all"},
+    ),
     "small-sup-no-warmup": ("ours, + no warm-up (Princeton)", EQUAL | {"mask_duplicates": True, "warmup_steps": 0}),
     "small-sup-avg": ("ours, + mean pooling", EQUAL | {"mask_duplicates": True, "pooler_type": "avg"}),
-    "small-sup-mlp": ("ours, + fresh MLP head, kept at inference", EQUAL | {"mask_duplicates": True, "pooler_type": "cls"}),
+    "small-sup-mlp": (
+        "ours, + fresh MLP head, kept at inference",
+        EQUAL | {"mask_duplicates": True, "pooler_type": "cls"},
+    ),
     "small-sup-mlp-train-only": (
         "ours, + fresh MLP head, training only",
         EQUAL | {"mask_duplicates": True, "pooler_type": "cls", "mlp_only_train": True},
     ),
-    "mini-sup-avg": ("supervised, 3,499 triplets", SUPERVISED | {"model_name_or_path": "ko-e5-mini", "pooler_type": "avg"}),
+    "mini-sup-avg": (
+        "supervised, 3,499 triplets",
+        SUPERVISED | {"model_name_or_path": "ko-e5-mini", "pooler_type": "avg"},
+    ),
     "mini-unsup-korsts": (
         "unsupervised, sentences of KorSTS-train",
         UNSUPERVISED | {"train_file": ["KorNLUDatasets/KorSTS/sts-train.tsv"], "train_as": "sentences"},
@@ -134,7 +143,9 @@ def run(name: str, seed: int) -> None:
     print(f"{name} seed {seed}: {100 * outcome['after']['cosine_spearman']:.2f} in {seconds:.0f} s", flush=True)
 
 
-def _arguments(settings: dict, seed: int, folder: Path) -> tuple[ModelArguments, DataArguments, SimCSETrainingArguments]:
+def _arguments(
+    settings: dict, seed: int, folder: Path
+) -> tuple[ModelArguments, DataArguments, SimCSETrainingArguments]:
     groups = []
     for group in (ModelArguments, DataArguments):
         known = {key: value for key, value in settings.items() if key in group.__dataclass_fields__}
@@ -161,7 +172,11 @@ def run_ours(settings: dict, seed: int, folder: Path) -> dict:
 
 def run_peer(settings: dict, seed: int, folder: Path) -> dict:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.losses import MultipleNegativesRankingLoss
     from sentence_transformers.models import Pooling, Transformer
 
@@ -231,7 +246,9 @@ def report() -> str:
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for name in chosen:
-            runs = sorted((record for record in records if record["experiment"] == name), key=lambda record: record["seed"])
+            runs = sorted(
+                (record for record in records if record["experiment"] == name), key=lambda record: record["seed"]
+            )
             if not runs:
                 continue
             after = [100 * record["after"]["cosine_spearman"] for record in runs]

@@ -64,7 +64,6 @@ def train_tokenizer(sentences: list[str], vocab_size: int) -> PreTrainedTokenize
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size - len(BYTES), special_tokens=SPECIAL, unk_token="[UNK]")
     trained.train_from_iterator(sentences, trainer)
 
-
     pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
     lowest = min(score for _, score in pieces)
     pieces += [(byte, lowest - 10) for byte in BYTES]

@@ -14,8 +14,17 @@ PACKAGE = Path(simcse_hf.__file__).parent
 # A module may import only from the layers above its own.
 LAYERS = [
     {"errors", "text", "distributed", "quiet", "versions", "official_files", "configuration_simcse"},
-    {"files", "row_report", "pooling", "similarity", "backbones", "sample", "tokenization"},
-    {"sentence_transformers_layout", "tables", "nli", "losses", "metrics", "sentence_store", "collators"},
+    {"files", "row_report", "pooling", "similarity", "backbones", "sample"},
+    {
+        "sentence_transformers_layout",
+        "tokenization",
+        "tables",
+        "nli",
+        "losses",
+        "metrics",
+        "sentence_store",
+        "collators",
+    },
     {"corpora", "modeling_simcse", "sts_metric"},
     {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit", "callbacks"},
     {"search", "score_report", "parser", "release", "model_card", "trainer"},
@@ -58,9 +67,11 @@ def test_modules_import_only_from_the_layers_above() -> None:
 
 
 def test_delicate_dependencies_have_one_door_each() -> None:
-    doors = {"torch.distributed": {"distributed"}, "yaml": {"parser"}, "argparse": {"parser", "cli"}, "evaluate": {"sts_metric"}}
+    doors = {"torch.distributed": {"distributed"}, "yaml": {"parser"}, "argparse": {"cli"}, "evaluate": {"sts_metric"}}
     for dependency, allowed in doors.items():
-        users = {name_of(path) for path in MODULES if any(name.startswith(dependency) for name in outside_imports(path))}
+        users = {
+            name_of(path) for path in MODULES if any(name.startswith(dependency) for name in outside_imports(path))
+        }
         assert users == allowed, dependency
 
 

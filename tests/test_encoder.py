@@ -20,7 +20,9 @@ from simcse_hf.search import search
 @pytest.fixture(scope="module")
 def encoder(text_config, tokenizer) -> SentenceEncoder:
     torch.manual_seed(0)
-    return SentenceEncoder(SimCSEModel(SimCSEConfig(text_config=text_config(), pooler_type="avg")), tokenizer, device="cpu")
+    return SentenceEncoder(
+        SimCSEModel(SimCSEConfig(text_config=text_config(), pooler_type="avg")), tokenizer, device="cpu"
+    )
 
 
 def test_order_batch_size_and_repetition_change_nothing(encoder):
@@ -64,7 +66,9 @@ def test_a_plain_encoder_needs_a_pooler(backbone_dir):
         SentenceEncoder.from_pretrained(folder)
     with pytest.raises(ModelError, match="Use cls_before_pooler for the bare"):
         SentenceEncoder.from_pretrained(folder, pooler_type="cls")
-    described = SentenceEncoder.from_pretrained(folder, pooler_type="max", prompt="질문: ", max_seq_length=12).describe()
+    described = SentenceEncoder.from_pretrained(
+        folder, pooler_type="max", prompt="질문: ", max_seq_length=12
+    ).describe()
     assert (described["pooler_type"], described["prompt"], described["max_seq_length"]) == ("max", "질문: ", 12)
 
 
@@ -94,7 +98,9 @@ def test_the_published_search_example_is_reproduced(models_dir):
 def test_the_published_score_of_the_shared_encoder_is_reproduced(models_dir, data_dir):
     torch.set_num_threads(2)
     try:
-        score = run_benchmark([str(models_dir / "ko-e5-mini")], ["korsts-dev"], data_dir=str(data_dir), pooler_type="avg")[0]
+        score = run_benchmark(
+            [str(models_dir / "ko-e5-mini")], ["korsts-dev"], data_dir=str(data_dir), pooler_type="avg"
+        )[0]
     finally:
         torch.set_num_threads(1)
     assert score.result.num_pairs == 1500

@@ -36,9 +36,7 @@ def test_the_four_golden_losses(negatives, options: dict, expected: float) -> No
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(2, 7), st.integers(0, 3), st.floats(0.02, 2.0), st.floats(-2.0, 2.0), st.integers(0, 10**6)
-)
+@given(st.integers(2, 7), st.integers(0, 3), st.floats(0.02, 2.0), st.floats(-2.0, 2.0), st.integers(0, 10**6))
 def test_the_loss_is_the_papers_sum(rows: int, negatives: int, temperature: float, weight: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     views = torch.randn(rows, 2 + negatives, 6, generator=generator, dtype=torch.float64)

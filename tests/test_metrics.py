@@ -100,7 +100,11 @@ def test_the_interval_covers_the_estimate_is_seeded_and_narrows_with_more_pairs(
 def test_the_interval_on_ties_equals_a_loop() -> None:
     scores, similarity = np.array([0, 0, 1, 2, 2, 3.0]), np.array([0.1, 0.1, 0.0, 0.5, 0.4, 0.9])
     draws = np.random.default_rng(0).integers(0, 6, size=(200, 6))
-    slow = [oracles.pearson(oracles.ranks(similarity[d]), oracles.ranks(scores[d])) for d in draws if len({*scores[d]}) > 1 < len({*similarity[d]})]
+    slow = [
+        oracles.pearson(oracles.ranks(similarity[d]), oracles.ranks(scores[d]))
+        for d in draws
+        if len({*scores[d]}) > 1 < len({*similarity[d]})
+    ]
     low, high = bootstrap_interval(similarity, scores, resamples=200, seed=0)
     assert len(slow) > 190
     assert (low, high) == pytest.approx(np.quantile(slow, [0.025, 0.975]))

@@ -123,7 +123,9 @@ def test_the_head_acts_as_the_config_says(text_config, batch):
 )
 def test_every_setting_of_the_config_is_kept_and_changes_the_output(field, value, text_config, batch, tmp_path):
     base = {"pooler_type": "avg_first_last"}
-    one, other = (SimCSEModel(SimCSEConfig(text_config=text_config(), **settings)) for settings in (base, base | {field: value}))
+    one, other = (
+        SimCSEModel(SimCSEConfig(text_config=text_config(), **settings)) for settings in (base, base | {field: value})
+    )
     other.load_state_dict(one.state_dict())
     losses = [model.eval()(**views(batch)).loss.item() for model in (one, other)]
     assert abs(losses[0] - losses[1]) > 1e-4

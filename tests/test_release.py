@@ -144,9 +144,9 @@ def test_sentence_transformers_models_of_other_shapes_are_refused_by_name(backbo
     SentenceTransformer(modules=[transformer, Pooling(32), *two], device="cpu").save_pretrained(str(tmp_path / "two"))
     with pytest.raises(ModelError, match="Transformer -> Pooling -> Dense -> Dense"):
         SimCSEModel.from_pretrained(tmp_path / "two")
-    SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Dense(32, 16)], device="cpu").save_pretrained(
-        str(tmp_path / "dense")
-    )
+    SentenceTransformer(
+        modules=[transformer, Pooling(32, pooling_mode="mean"), Dense(32, 16)], device="cpu"
+    ).save_pretrained(str(tmp_path / "dense"))
     with pytest.raises(ModelError, match="only the tanh head behind cls pooling"):
         SimCSEModel.from_pretrained(tmp_path / "dense")
     SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode=("cls", "mean"))], device="cpu").save_pretrained(

@@ -42,7 +42,9 @@ def pairs():
 
 @pytest.fixture
 def make_trainer(tmp_path, text_config, tokenizer, triplets, pairs):
-    def build(folder: str = "run", *, callbacks=(), dataset=triplets, seed: int = 0, model=None, **arguments) -> SimCSETrainer:
+    def build(
+        folder: str = "run", *, callbacks=(), dataset=triplets, seed: int = 0, model=None, **arguments
+    ) -> SimCSETrainer:
         torch.manual_seed(0)
         model = model or SimCSEModel(SimCSEConfig(text_config=text_config(), pooler_type="avg", max_seq_length=24))
         settings = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "eval_steps": 2, "save_steps": 2}
@@ -168,7 +170,9 @@ def test_checkpoints_are_whole_limited_and_keep_the_best(make_trainer, tmp_path)
     for name in kept:
         state = json.loads((tmp_path / "run" / name / "trainer_state.json").read_text(encoding="utf-8"))
         assert ".partial" not in json.dumps(state)
-        assert {"model.safetensors", "optimizer.pt", "tokenizer.json"} <= {path.name for path in (tmp_path / "run" / name).iterdir()}
+        assert {"model.safetensors", "optimizer.pt", "tokenizer.json"} <= {
+            path.name for path in (tmp_path / "run" / name).iterdir()
+        }
 
 
 def test_a_failing_save_leaves_no_partial_checkpoint(make_trainer, tmp_path, monkeypatch):
@@ -244,7 +248,9 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
     if tracker == "trackio":
         import trackio
 
-        monkeypatch.setattr(trackio, "init", lambda *a, **k: type("Run", (), {"finish": lambda self: None, "config": {}})())
+        monkeypatch.setattr(
+            trackio, "init", lambda *a, **k: type("Run", (), {"finish": lambda self: None, "config": {}})()
+        )
         monkeypatch.setattr(trackio, "log", lambda metrics, **k: logged.update(metrics))
         monkeypatch.setattr(trackio, "finish", lambda: None)
     trainer = make_trainer(report_to=[tracker], max_steps=2)
@@ -271,7 +277,9 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
     ],
 )
 def test_what_would_silently_change_the_loss_is_refused(tmp_path, arguments, rows, message):
-    args = SimCSETrainingArguments(output_dir=str(tmp_path), use_cpu=True, **({"per_device_train_batch_size": 8} | arguments))
+    args = SimCSETrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, **({"per_device_train_batch_size": 8} | arguments)
+    )
     with pytest.raises(TrainingError, match=message):
         check_training_arguments(args, rows)
 

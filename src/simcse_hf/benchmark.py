@@ -45,7 +45,11 @@ def open_encoder(
         prompt = options.get("prompt")
         return (
             lambda sentences: peer.encode(sentences, batch_size=batch_size, prompt=prompt),
-            {"loader": "sentence-transformers", "modules": [type(module).__name__ for module in peer], "prompt": prompt},
+            {
+                "loader": "sentence-transformers",
+                "modules": [type(module).__name__ for module in peer],
+                "prompt": prompt,
+            },
         )
     return (
         lambda sentences: encoder.encode(sentences, batch_size=batch_size, show_progress=show_progress),
@@ -79,9 +83,7 @@ def run_benchmark(
     sets = [load_sts(task, data_dir=data_dir, from_hub=from_hub, text_mode=text_mode) for task in tasks]
     scores = []
     for model in models:
-        encode, description = open_encoder(
-            model, batch_size=batch_size, show_progress=show_progress, **encoder_options
-        )
+        encode, description = open_encoder(model, batch_size=batch_size, show_progress=show_progress, **encoder_options)
         scores += [
             Score(model=model, result=evaluate_sts(encode, pairs, encoder=description, text_mode=text_mode))
             for pairs in sets

@@ -45,9 +45,7 @@ class SimCSEConfig(PreTrainedConfig):
     """
 
     model_type = "simcse"
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")
-    }
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
 
     text_config: dict | PreTrainedConfig | None = None
     pooler_type: PoolerType = "cls"

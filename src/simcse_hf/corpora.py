@@ -92,6 +92,7 @@ def training_views(
 
     Args:
         tables: All of the same shape; NLI premises are matched across them.
+        report: Counts rows kept and dropped; the same that the tables were opened with.
         triplet_rule: See `nli`.
         as_sentences: Take every sentence of every text column as unlabelled.
         deduplicate: Drop rows equal to an earlier row.
@@ -106,8 +107,8 @@ def training_views(
     shape: Shape = next(iter(shapes.values()))
     if shape == "scored":
         raise DataError(
-            f"{tables[0].name} holds scored pairs; a contrastive loss needs positives, not scores. To use its sentences "
-            "for unsupervised training, set train_as to sentences."
+            f"{tables[0].name} holds scored pairs; a contrastive loss needs positives, not scores. To use its "
+            "sentences for unsupervised training, set train_as to sentences."
         )
     if shape == "nli":
         report.unit = "triplets"
@@ -134,6 +135,7 @@ def scored_pairs(
     """Read an STS table; an evaluation set loses no row, so every defect is an error.
 
     Args:
+        table: With two sentence columns and a score.
         name: What to call it in results, for example `korsts-dev`.
         scale: Lowest and highest allowed score.
         text_mode: `nfc` (normalised only) or `legacy_strip` (also deletes `,`, `'` and `"`, as
@@ -145,7 +147,8 @@ def scored_pairs(
     shape, columns = shape_of(table)
     if shape != "scored":
         raise DataError(
-            f"{table.name} has the columns {', '.join(table.columns)}; scored pairs need sentence1, sentence2 and score."
+            f"{table.name} has the columns {', '.join(table.columns)}; scored pairs need sentence1, sentence2 and "
+            "score."
         )
     clean = normalize_text if text_mode == "nfc" else _strip_punctuation
     pairs = ScoredPairs(name=name, sentences1=[], sentences2=[], scores=[], scale=scale, sources=[table.source])

@@ -68,7 +68,7 @@ def audit_dropout(model: SimCSEModel, input_ids: torch.Tensor) -> DropoutAudit:
     )
     text_config = model.config.text_config
     configured = max((getattr(text_config, name, 0.0) for name in ATTENTION_DROPOUTS), default=0.0)
-    implementation = model.backbone.config._attn_implementation or "eager"
+    implementation = str(model.backbone.config._attn_implementation)
     ignored = any(name in implementation for name in _WITHOUT_ATTENTION_DROPOUT)
     was_training = model.training
     model.train()

@@ -65,7 +65,11 @@ def score_embeddings(
 
 
 def evaluate_sts(
-    encode: Callable[[list[str]], np.ndarray], pairs: ScoredPairs, *, encoder: dict | None = None, text_mode: str = "nfc"
+    encode: Callable[[list[str]], np.ndarray],
+    pairs: ScoredPairs,
+    *,
+    encoder: dict | None = None,
+    text_mode: str = "nfc",
 ) -> STSResult:
     """Score any function from sentences to vectors.
 

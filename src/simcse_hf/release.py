@@ -98,7 +98,8 @@ def check_release(folder: Path, model: SimCSEModel, sentences: Sequence[str]) ->
             "SentenceTransformer": _encode_with_sentence_transformers(name, sentences),
         }
     differences = {
-        loader: None if vectors is None else float(np.abs(vectors - expected).max()) for loader, vectors in found.items()
+        loader: None if vectors is None else float(np.abs(vectors - expected).max())
+        for loader, vectors in found.items()
     }
     for loader, difference in differences.items():
         if difference is not None and not difference <= TOLERANCE:
@@ -109,6 +110,7 @@ def check_release(folder: Path, model: SimCSEModel, sentences: Sequence[str]) ->
     return differences
 
 
+@torch.inference_mode()
 def encode_with_auto_model(folder: Path, sentences: Sequence[str]) -> np.ndarray:
     """The recipe of the model card: transformers alone, nothing of this package.
 
@@ -119,7 +121,9 @@ def encode_with_auto_model(folder: Path, sentences: Sequence[str]) -> np.ndarray
     settings = json.loads((Path(folder) / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     prompt = settings["prompts"].get("default", "")
     pooling = json.loads(next(Path(folder).glob("*_Pooling/config.json")).read_text(encoding="utf-8"))
-    inputs = tokenizer([prompt + sentence for sentence in sentences], padding=True, truncation=True, return_tensors="pt")
+    inputs = tokenizer(
+        [prompt + sentence for sentence in sentences], padding=True, truncation=True, return_tensors="pt"
+    )
     inputs.pop("token_type_ids", None)
     output = model(**inputs)
     hidden, mask = output.last_hidden_state, inputs["attention_mask"].unsqueeze(-1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .corpora import training_views
+from .corpora import shape_of, training_views
 from .encoder import SentenceEncoder
 from .errors import DataError
 from .row_report import RowReport
@@ -33,16 +33,21 @@ def read_corpus(path: str) -> list[str]:
     """Sentences of a file, in order, repeated ones included.
 
     Raises:
-        DataError: Not one text column, or an empty line: rows of vectors must match lines.
+        DataError: Several files, not one text column, or an empty line: rows of vectors must match lines.
     """
+    files = expand_paths(resolve_sample(path))
+    if len(files) > 1:
+        raise DataError(f"{path} means {len(files)} files; a corpus is one file, because results are numbered by line.")
     report = RowReport()
-    views = training_views([read_table(expand_paths(resolve_sample(path))[0], report)], report, deduplicate=False)
-    if views.shape != "sentences":
-        raise DataError(f"{path} holds {views.shape}; a corpus is one sentence a line, or a table of one text column.")
+    table = read_table(files[0], report)
+    shape, _ = shape_of(table)
+    if shape != "sentences":
+        raise DataError(f"{path} holds {shape}; a corpus is one sentence a line, or a table of one text column.")
+    views = training_views([table], report, deduplicate=False)
     if report.dropped:
         raise DataError(
-            f"{report.examples['empty_sentence']}: an empty sentence ({report.dropped.total()} in all). Results are numbered "
-            "by line, so no line is left out; remove the empty ones."
+            f"{report.examples['empty_sentence']}: an empty sentence ({report.dropped.total()} in all). Results are "
+            "numbered by line, so no line is left out; remove the empty ones."
         )
     return [row[0] for row in views.rows]
 

@@ -167,9 +167,7 @@ def write_layout(folder: Path, config: SimCSEConfig, head: dict[str, Tensor] | N
             for index, (path, kind) in enumerate(modules)
         ],
     )
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": config.max_seq_length, "do_lower_case": False}
-    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_seq_length, "do_lower_case": False})
     _write_json(
         folder / "config_sentence_transformers.json",
         {

@@ -91,12 +91,10 @@ def find_sts_file(task: str, data_dir: str | None = None) -> Path:
     data_dir = data_dir or os.environ.get("SIMCSE_DATA_DIR")
     if data_dir is None:
         raise DataError(
-            f"'{task}' needs the file {STS_TASKS[task].filename}. Say where the data is with data_dir or the environment "
-            "variable SIMCSE_DATA_DIR, or take a copy from the Hub by asking for it (from_hub)."
+            f"'{task}' needs the file {STS_TASKS[task].filename}. Say where the data is with data_dir or the "
+            "environment variable SIMCSE_DATA_DIR, or take a copy from the Hub by asking for it (from_hub)."
         )
-    candidates = [
-        Path(data_dir).expanduser() / folder / STS_TASKS[task].filename for folder in STS_TASKS[task].folders
-    ]
+    candidates = [Path(data_dir).expanduser() / folder / STS_TASKS[task].filename for folder in STS_TASKS[task].folders]
     for path in candidates:
         if path.is_file():
             return path

@@ -49,7 +49,7 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         text = str(Path(path).expanduser())
-        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
         if not matches:
             raise DataError(f"there is no data file {path}. Relative paths start at {Path.cwd()}.")
         found += [Path(match) for match in matches]
@@ -112,9 +112,9 @@ def read_hub_table(spec: str, report: RowReport) -> Table:
     try:
         dataset = load_dataset(hub_id, config, split=split, revision=revision or None)
     except Exception as error:  # datasets raises a dozen unrelated types here
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise DataError(
-            f"cannot load the Hub dataset '{spec}' ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Offline, download it once and use train_file instead."
+            f"cannot load the Hub dataset '{spec}' ({reason}). Offline, download it once and use train_file instead."
         ) from error
     while any(isinstance(feature, dict) for feature in dataset.features.values()):
         dataset = dataset.flatten()
@@ -207,7 +207,9 @@ def _read_json(path: Path, report: RowReport, column_names: list[str]) -> tuple[
     try:
         records = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line.") from None
+        raise DataError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line."
+        ) from None
     if isinstance(records, dict) and isinstance(records.get("data"), list):
         records = records["data"]
     if not isinstance(records, list):

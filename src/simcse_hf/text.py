@@ -15,7 +15,7 @@ _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
 
 
 def normalize_text(text: str) -> str:
-    """Unicode NFC, invisible characters removed, every run of white space folded to one space.
+    """Invisible characters removed, Unicode NFC, every run of white space folded to one space.
 
     Korean typed on some systems arrives decomposed (NFD): each syllable as two or three jamo.
     A tokenizer sees other characters then, so composing is not optional for Korean.
@@ -23,4 +23,5 @@ def normalize_text(text: str) -> str:
     >>> normalize_text("  \u1112\u1161\u11ab\u1100\u1173\u11af\\u00a0 문장\\n")
     '한글 문장'
     """
-    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", text)).split())
+    # Removing comes first: a zero-width space between two jamo keeps them from composing.
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())

@@ -13,13 +13,16 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_
     """The tokenizer of a folder or Hub repository.
 
     Raises:
-        ModelError: There is none, or it cannot pad.
+        ModelError: There is none, or one without vocabulary, or it cannot pad.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub_kwargs)
     except Exception as error:  # tokenizer loading raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load a tokenizer from '{name_or_path}': {reason}") from error
+    # From config.json alone transformers builds a tokenizer of special tokens and at most two kinds of space.
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:
+        raise ModelError(f"'{name_or_path}' has no vocabulary: put its tokenizer.json or vocab.txt beside config.json.")
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{name_or_path}' has no padding token; set one with tokenizer.pad_token.")
     return tokenizer
@@ -42,13 +45,13 @@ def check_tokenizer(
     """
     if reads_cls and tokenizer("가")["input_ids"][0] != tokenizer.cls_token_id:
         raise ModelError(
-            "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the first "
-            "token. Use the model's own tokenizer class, or pooler_type avg."
+            "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the "
+            "first token. Use the model's own tokenizer class, or pooler_type avg."
         )
     if len(tokenizer) > text_config.vocab_size:
         raise ModelError(
-            f"the tokenizer knows {len(tokenizer):,} tokens but the model embeds {text_config.vocab_size:,}: they do not "
-            "belong together. Use the tokenizer saved beside the model."
+            f"the tokenizer knows {len(tokenizer):,} tokens but the model embeds {text_config.vocab_size:,}: they do "
+            "not belong together. Use the tokenizer saved beside the model."
         )
     model_pad = getattr(text_config, "pad_token_id", None)
     if model_pad is not None and model_pad != tokenizer.pad_token_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import shutil
@@ -61,9 +62,7 @@ class TrainingRun:
     tokenizer: PreTrainedTokenizerBase
 
 
-def train(
-    model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments
-) -> TrainingRun:
+def train(model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments) -> TrainingRun:
     """Train, evaluate and release.
 
     Raises:
@@ -134,7 +133,10 @@ def train(
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
             "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
-            "best": {"step": trainer.state.best_global_step, training_args.metric_for_best_model: trainer.state.best_metric},
+            "best": {
+                "step": trainer.state.best_global_step,
+                training_args.metric_for_best_model: trainer.state.best_metric,
+            },
             "steps": trainer.state.global_step,
             "log_history": trainer.state.log_history,
             "world_size": training_args.world_size,
@@ -243,9 +245,7 @@ def load_model(model_args: ModelArguments) -> tuple[SimCSEModel, PreTrainedToken
     return model, tokenizer
 
 
-def evaluate(
-    model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]
-) -> list[STSResult]:
+def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[STSResult]:
     """Score a model in memory; its mode is restored."""
     training = model.training
     encoder = SentenceEncoder(model, tokenizer, device=model.device)
@@ -296,7 +296,9 @@ def _is_release(name: str, overrides: dict, hub_kwargs: dict) -> bool:
 def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_kwargs: dict) -> SimCSEModel:
     for setting in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if getattr(model_args, setting) is not None:
-            raise ConfigError(f"{setting} can be set when starting from a plain encoder, not when continuing from {name}.")
+            raise ConfigError(
+                f"{setting} can be set when starting from a plain encoder, not when continuing from {name}."
+            )
     if model_args.head_init != "fresh":
         raise ConfigError(f"head_init applies to a plain encoder; {name} brings its own head.")
     model = SimCSEModel.from_pretrained(name, **hub_kwargs)
@@ -306,8 +308,11 @@ def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_k
             "would change what its vectors mean. Start from its backbone, or leave pooler_type out."
         )
     settings = {key: getattr(model.config, key) for key in _CONFIG_FIELDS} | overrides
-    # Building the config anew validates the combination, which assignment would not.
-    model.config = SimCSEConfig(text_config=model.config.text_config, **settings)
+    # A config built anew validates the combination, but it resets the attention kernel of the text_config it is
+    # given: it gets a copy, and its values are assigned to the one in use.
+    validated = SimCSEConfig(text_config=copy.deepcopy(model.config.text_config), **settings)
+    for key in settings:
+        setattr(model.config, key, getattr(validated, key))
     return model
 
 

@@ -116,7 +116,9 @@ class SimCSETrainer(Trainer):
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         scored, expected = len(output.label_ids), len(dataloader.dataset)
         if scored != expected:
-            raise TrainingError(f"{scored} of {expected} evaluation pairs were scored; a score over part of a set is another.")
+            raise TrainingError(
+                f"{scored} of {expected} evaluation pairs were scored; a score over part of a set is another."
+            )
         return output
 
     def prediction_step(
@@ -173,9 +175,7 @@ def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         embeddings1, embeddings2 = prediction.predictions[:, 0], prediction.predictions[:, 1]
-        correlations = metric.compute(
-            embeddings1=embeddings1, embeddings2=embeddings2, references=prediction.label_ids
-        )
+        correlations = metric.compute(embeddings1=embeddings1, embeddings2=embeddings2, references=prediction.label_ids)
         geometry = score_embeddings(
             torch.from_numpy(embeddings1), torch.from_numpy(embeddings2), prediction.label_ids, scale
         )

@@ -26,7 +26,9 @@ def git_revision() -> str | None:
     folder = Path(__file__).parent
     try:
         revision, changes = (
-            subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

@@ -1,0 +1,282 @@
+"""Tables to training views and scored pairs: by column name, normalised, every lost row counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simcse_hf.corpora import scored_pairs, shape_of, training_views
+from simcse_hf.errors import DataError
+from simcse_hf.row_report import RowReport
+from simcse_hf.tables import Table, read_table
+from simcse_hf.text import normalize_text
+
+DECOMPOSED = "\u1112\u1161\u11ab\u1100\u1173\u11af"
+
+
+def table(columns: str | Sequence[str], *rows: Sequence, name: str = "a.tsv") -> Table:
+    columns = columns.split() if isinstance(columns, str) else list(columns)
+    assert all(len(row) == len(columns) for row in rows)
+    places = ((f"{name}, line {number}", row) for number, row in enumerate(rows, start=2))
+    return Table(name=name, columns=columns, rows=places, source={"path": name})
+
+
+@pytest.mark.parametrize(
+    ("columns", "shape", "views"),
+    [
+        ("sentence1 sentence2 gold_label", "nli", "sentence1 sentence2 gold_label"),
+        ("premise hypothesis label", "nli", "premise hypothesis label"),
+        ("guid source premise hypothesis gold_label author label2", "nli", "premise hypothesis gold_label"),
+        ("label hypothesis premise", "nli", "premise hypothesis label"),
+        ("genre filename year id score sentence1 sentence2", "scored", "sentence1 sentence2 score"),
+        ("guid sentence1 sentence2 labels.label labels.real-label", "scored", "sentence1 sentence2 labels.label"),
+        ("anchor positive negative", "triplets", "anchor positive negative"),
+        ("negative_2 positive anchor negative_1", "triplets", "anchor positive negative_1 negative_2"),
+        ("sent0 sent1 hard_neg", "triplets", "sent0 sent1 hard_neg"),
+        ("sent0 sent1 hard_neg hard_neg2", "triplets", "sent0 sent1 hard_neg hard_neg2"),
+        ("sent0 sent1 negative", "pairs", "sent0 sent1"),
+        ("anchor positive", "pairs", "anchor positive"),
+        ("id sentence1 sentence2", "pairs", "sentence1 sentence2"),
+        ("question1 question2 is_duplicate", "pairs", "question1 question2"),
+        ("id text", "sentences", "text"),
+        ("id sentence", "sentences", "sentence"),
+        ("본문", "sentences", "본문"),
+        ("Sentence1 SENTENCE2 Score", "scored", "Sentence1 SENTENCE2 Score"),
+    ],
+)
+def test_the_shape_follows_from_the_column_names(columns: str, shape: str, views: str) -> None:
+    assert shape_of(table(columns)) == (shape, views.split())
+
+
+@pytest.mark.parametrize("columns", ["a b", "premise label", "anchor negative", "sentence1 score", ""])
+def test_unknown_columns_are_listed_with_the_known_shapes(columns: str) -> None:
+    listed = ", ".join(map(repr, columns.split()))
+    with pytest.raises(DataError, match=rf"a\.tsv has the columns {listed}, which fit no known.*set column_names"):
+        shape_of(table(columns))
+
+
+def test_views_are_normalised_and_come_in_the_order_of_the_shape() -> None:
+    views = training_views(
+        [table("negative id positive anchor", ("셋\u00a0", 1, f" {DECOMPOSED} ", "\ufeff하나"))], RowReport()
+    )
+    assert views.rows == [("하나", "한글", "셋")]
+    assert (views.shape, views.unsupervised) == ("triplets", False)
+
+
+def test_sentences_are_rows_of_one() -> None:
+    report = RowReport()
+    views = training_views([table("text", ("가",), ("나",)), table("id sentence", (1, "다"), name="b.csv")], report)
+    assert views.rows == [("가",), ("나",), ("다",)]
+    assert (views.shape, views.unsupervised, report.kept, report.unit) == ("sentences", True, 3, "sentences")
+    assert [source["path"] for source in views.sources] == ["a.tsv", "b.csv"]
+
+
+def test_numbers_are_text_and_nothing_is_an_empty_sentence() -> None:
+    report = RowReport()
+    views = training_views([table("anchor positive", (7, 0), (None, "나"), ("가", None))], report)
+    assert views.rows == [("7", "0")]
+    assert report.dropped == {"empty_sentence": 2}
+
+
+def test_empty_sentences_are_dropped_and_the_first_is_named() -> None:
+    report = RowReport()
+    training_views([table("anchor positive", ("가", "나"), ("\u200b \u00a0", "라"), ("마", ""))], report)
+    assert report.dropped == {"empty_sentence": 2}
+    assert report.examples == {"empty_sentence": "a.tsv, line 3"}
+
+
+def test_rows_that_a_reader_cannot_tell_apart_are_kept_once_across_files() -> None:
+    report = RowReport()
+    tables = [
+        table("text", ("한글",), (DECOMPOSED,), ("가  나",)),
+        table("text", ("가\u00a0나",), ("다",), name="b.tsv"),
+    ]
+    views = training_views(tables, report)
+    assert views.rows == [("한글",), ("가 나",), ("다",)]
+    assert report.dropped == {"duplicate": 2}
+    assert report.examples == {"duplicate": "a.tsv, line 3"}
+
+
+def test_rows_equal_in_part_are_no_duplicates() -> None:
+    rows = [("가", "나"), ("나", "가"), ("가", "다")]
+    assert training_views([table("anchor positive", *rows)], RowReport()).rows == rows
+
+
+def test_duplicates_can_be_kept() -> None:
+    report = RowReport()
+    views = training_views([table("text", ("가",), ("가",), ("",))], report, deduplicate=False)
+    assert views.rows == [("가",), ("가",)]
+    assert report.dropped == {"empty_sentence": 1}
+
+
+def test_nli_rows_become_triplets_matched_after_normalisation_and_across_files() -> None:
+    report = RowReport()
+    tables = [
+        table("sentence1 sentence2 gold_label", ("한글", "참", "entailment"), ("", "참", "neutral"), ("한글", "", "?")),
+        table("premise hypothesis label", (f"{DECOMPOSED} ", "거짓", "contradiction"), name="b.json"),
+    ]
+    views = training_views(tables, report)
+    assert views.rows == [("한글", "참", "거짓")]
+    assert (views.shape, report.unit, report.kept) == ("nli", "triplets", 1)
+    assert report.dropped == {"empty_sentence": 2}
+
+
+def test_the_triplet_rule_is_the_one_asked_for() -> None:
+    rows = [("P", "e1", "entailment"), ("P", "e2", "entailment"), ("P", "c", "contradiction")]
+    last = training_views([table("premise hypothesis label", *rows)], RowReport())
+    every = training_views([table("premise hypothesis label", *rows)], RowReport(), triplet_rule="all")
+    assert last.rows == [("P", "e2", "c")]
+    assert every.rows == [("P", "e1", "c"), ("P", "e2", "c")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        ("id sentence1 sentence2 score", ("7", "가", "나", "3.0"), ["가", "나"]),
+        ("premise hypothesis label", ("가", "나", "neutral"), ["가", "나"]),
+        ("anchor positive negative", ("가", "나", "다"), ["가", "나", "다"]),
+        ("id text", ("7", "가"), ["가"]),
+    ],
+)
+def test_any_shape_can_be_read_as_its_sentences(columns: str, row: tuple, expected: list[str]) -> None:
+    views = training_views([table(columns, row)], RowReport(), as_sentences=True)
+    assert views.rows == [(sentence,) for sentence in expected]
+    assert views.unsupervised
+
+
+def test_files_of_different_shapes_are_one_corpus_as_sentences() -> None:
+    tables = [table("text", ("가",)), table("anchor positive", ("나", "가"), name="b.tsv")]
+    assert training_views(tables, RowReport(), as_sentences=True).rows == [("가",), ("나",)]
+
+
+def test_files_of_different_shapes_are_refused_by_name() -> None:
+    tables = [table("text", ("가",)), table("anchor positive", ("나", "다"), name="b.tsv")]
+    with pytest.raises(DataError, match=r"different shapes \(a\.tsv: sentences; b\.tsv: pairs\)\. Train on one shape"):
+        training_views(tables, RowReport())
+
+
+def test_scored_pairs_are_no_training_data_but_their_sentences_are() -> None:
+    with pytest.raises(DataError, match=r"a\.tsv holds scored pairs; .*set train_as to sentences"):
+        training_views([table("sentence1 sentence2 score", ("가", "나", "1"))], RowReport())
+
+
+def test_files_with_different_numbers_of_negatives_are_refused() -> None:
+    tables = [
+        table("anchor positive negative", ("가", "나", "다")),
+        table("anchor positive negative1 negative2", ("라", "마", "바", "사"), name="b.tsv"),
+    ]
+    with pytest.raises(DataError, match="different numbers of negatives; make them equal, or train separately"):
+        training_views(tables, RowReport())
+
+
+def test_nothing_left_is_an_error_that_says_why() -> None:
+    with pytest.raises(
+        DataError, match=r"no training rows are left of a\.tsv\.\n0 rows read(.|\n)*2 dropped: empty sentence"
+    ):
+        training_views([table("text", ("",), ("\u00a0",))], RowReport())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["가", "나", " 가", "", "\u00a0", DECOMPOSED, "한글"]), min_size=2, max_size=2))
+)
+def test_every_row_is_kept_or_counted(rows: list[list[str]]) -> None:
+    report = RowReport()
+    usable = any(all(map(normalize_text, row)) for row in rows)
+    if not usable:
+        with pytest.raises(DataError, match="no training rows are left"):
+            training_views([table("anchor positive", *rows)], report)
+        return
+    views = training_views([table("anchor positive", *rows)], report)
+    assert report.kept == len(views.rows) == len(set(views.rows))
+    assert report.kept + report.dropped.total() == len(rows)
+    assert {tuple(map(normalize_text, row)) for row in rows if all(map(normalize_text, row))} == set(views.rows)
+
+
+def sts(*rows: Sequence, columns: str = "sentence1 sentence2 score") -> Table:
+    return table(columns, *rows, name="sts.tsv")
+
+
+def test_scored_pairs_are_normalised_floats_with_repeated_rows_kept() -> None:
+    pairs = scored_pairs(sts((f"{DECOMPOSED} ", "나", "3.500"), ("한글", "나", 3.5), ("가, '나'", '"다"', "0")), "mine")
+    assert pairs.sentences1 == ["한글", "한글", "가, '나'"]
+    assert pairs.sentences2 == ["나", "나", '"다"']
+    assert pairs.scores == [3.5, 3.5, 0.0]
+    assert (pairs.name, pairs.scale, len(pairs), pairs.sources) == ("mine", (0.0, 5.0), 3, [{"path": "sts.tsv"}])
+
+
+def test_the_klue_score_is_the_label_not_the_real_label() -> None:
+    columns = "guid sentence1 sentence2 labels.label labels.real-label labels.binary-label"
+    rows = [("0", "가", "나", 3.7, 3.714285, 1), ("1", "다", "라", 0.0, 0.0, 0)]
+    assert scored_pairs(sts(*rows, columns=columns), "klue").scores == [3.7, 0.0]
+
+
+def test_the_legacy_text_mode_deletes_commas_and_quotation_marks() -> None:
+    rows = [("가, '나'", '"다" , 라', "1"), ("마", "바", "2")]
+    pairs = scored_pairs(sts(*rows), "korsts", text_mode="legacy_strip")
+    assert (pairs.sentences1, pairs.sentences2) == (["가 나", "마"], ["다 라", "바"])
+
+
+@pytest.mark.parametrize("columns", ["sentence1 sentence2 gold_label", "anchor positive", "text"])
+def test_a_table_without_scores_is_refused_with_its_columns(columns: str) -> None:
+    listed = ", ".join(columns.split())
+    with pytest.raises(DataError, match=rf"sts\.tsv has the columns {listed}; scored pairs need sentence1"):
+        scored_pairs(sts(columns=columns), "mine")
+
+
+@pytest.mark.parametrize("row", [("", "나", "1"), ("가", "\u00a0", "1"), (None, "나", "1")])
+def test_an_empty_sentence_in_an_evaluation_set_is_an_error(row: tuple) -> None:
+    with pytest.raises(DataError, match=r"sts\.tsv, line 3: an empty sentence\. An evaluation set is not shortened"):
+        scored_pairs(sts(("가", "나", "1"), row), "mine")
+
+
+def test_a_sentence_of_nothing_but_quotation_marks_is_empty_in_the_legacy_mode_alone() -> None:
+    rows = [("가", '","', "1"), ("다", "라", "2")]
+    assert len(scored_pairs(sts(*rows), "mine")) == 2
+    with pytest.raises(DataError, match="line 2: an empty sentence"):
+        scored_pairs(sts(*rows), "mine", text_mode="legacy_strip")
+
+
+@pytest.mark.parametrize("score", ["", "셋", "3,5", None])
+def test_a_score_that_is_no_number_is_named(score) -> None:
+    with pytest.raises(DataError, match=rf"sts\.tsv, line 2: the score is {score!r}, which is not a number"):
+        scored_pairs(sts(("가", "나", score)), "mine")
+
+
+@pytest.mark.parametrize(
+    ("score", "scale"), [("5.01", (0, 5)), ("-0.1", (0, 5)), ("nan", (0, 5)), ("inf", (0, 5)), ("2", (0, 1))]
+)
+def test_a_score_off_the_scale_is_named_with_the_scale(score: str, scale: tuple) -> None:
+    expected = rf"line 2: the score {float(score)} is outside the scale {scale[0]} to {scale[1]}"
+    with pytest.raises(DataError, match=expected):
+        scored_pairs(sts(("가", "나", score)), "mine", scale=scale)
+
+
+def test_the_ends_of_the_scale_are_on_it() -> None:
+    assert scored_pairs(sts(("가", "나", "0"), ("다", "라", "5.0")), "mine").scores == [0.0, 5.0]
+    assert scored_pairs(sts(("가", "나", "-1"), ("다", "라", "1")), "mine", scale=(-1, 1)).scores == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("rows", [[], [("가", "나", "1")]])
+def test_fewer_than_two_pairs_have_no_correlation(rows: list[tuple]) -> None:
+    with pytest.raises(DataError, match=rf"sts\.tsv holds {len(rows)} scored pairs; a correlation needs at least 2"):
+        scored_pairs(sts(*rows), "mine")
+
+
+@pytest.mark.parametrize(("name", "rows", "altered"), [("sts-train.tsv", 5749, 1467), ("sts-dev.tsv", 1500, 512)])
+def test_real_korsts_is_whole(data_dir: Path, name: str, rows: int, altered: int) -> None:
+    """The rows that the legacy mode alters are those counted for SimCSE-KO."""
+    path = data_dir / "KorNLUDatasets/KorSTS" / name
+    pairs = scored_pairs(read_table(path, RowReport()), "korsts")
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    assert len(pairs) == rows
+    assert list(zip(pairs.sentences1, pairs.sentences2, pairs.scores, strict=True)) == [
+        (normalize_text(line[5]), normalize_text(line[6]), float(line[4])) for line in lines
+    ]
+    legacy = scored_pairs(read_table(path, RowReport()), "korsts", text_mode="legacy_strip")
+    changed = zip(pairs.sentences1, pairs.sentences2, legacy.sentences1, legacy.sentences2, strict=True)
+    assert sum((a, b) != (c, d) for a, b, c, d in changed) == altered

@@ -1,0 +1,123 @@
+"""Tokenizers: loaded whole, refused when they do not fit the encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, PreTrainedTokenizerBase, RobertaConfig, T5Config
+
+from simcse_hf.errors import ModelError
+from simcse_hf.sample import SAMPLES
+from simcse_hf.tokenization import check_tokenizer, load_tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the sample tokenizer without its model."""
+    for name in TOKENIZER_FILES:
+        shutil.copy(SAMPLES["encoder"] / name, tmp_path)
+    return tmp_path
+
+
+def test_a_tokenizer_is_loaded_from_its_files_alone(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    loaded = load_tokenizer(str(folder))
+    assert len(loaded) == len(tokenizer) == 4418
+    assert loaded("비가 온다.")["input_ids"] == tokenizer("비가 온다.")["input_ids"]
+
+
+def test_an_empty_folder_has_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"cannot load a tokenizer from '{tmp_path}': \S"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_broken_tokenizer_file_is_an_error_of_one_line(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(ModelError, match=rf"cannot load a tokenizer from '{folder}': .+") as caught:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_name_without_network_is_named() -> None:
+    with pytest.raises(ModelError, match=r"cannot load a tokenizer from 'no-such/tokenizer': \S"):
+        load_tokenizer("no-such/tokenizer")
+
+
+def test_an_error_without_words_is_called_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("simcse_hf.tokenization.AutoTokenizer.from_pretrained", from_pretrained)
+    with pytest.raises(ModelError, match=r"from 'mine': NotImplementedError$"):
+        load_tokenizer("mine")
+
+
+@pytest.mark.parametrize("config", [BertConfig(), RobertaConfig(), T5Config()], ids=lambda config: config.model_type)
+def test_a_model_folder_without_tokenizer_files_is_refused(tmp_path: Path, config) -> None:
+    """transformers makes up a tokenizer there, to which every Korean word is unknown."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no vocabulary: put its tokenizer\.json or vocab\.txt beside"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"'{folder}' has no padding token; set one with tokenizer\.pad_token"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
+def test_a_tokenizer_that_fits_is_let_through(
+    tokenizer: PreTrainedTokenizerBase, text_config: Callable, kind: str
+) -> None:
+    check_tokenizer(tokenizer, text_config(kind), 128, reads_cls=True)
+
+
+def test_more_tokens_than_embeddings_are_refused_with_both_counts(
+    tokenizer: PreTrainedTokenizerBase, text_config: Callable
+) -> None:
+    check_tokenizer(tokenizer, text_config(vocab_size=4418), 64)
+    check_tokenizer(tokenizer, text_config(vocab_size=5000), 64)
+    with pytest.raises(ModelError, match="knows 4,418 tokens but the model embeds 4,417: .* saved beside the model"):
+        check_tokenizer(tokenizer, text_config(vocab_size=4417), 64)
+
+
+def test_another_padding_id_is_refused_with_both_ids(tokenizer: PreTrainedTokenizerBase, text_config: Callable) -> None:
+    with pytest.raises(ModelError, match="pads with id 0 but the model with 1: they do not belong together"):
+        check_tokenizer(tokenizer, text_config(pad_token_id=1), 64)
+    check_tokenizer(tokenizer, text_config(pad_token_id=None), 64)
+
+
+# RoBERTa counts positions from padding_idx + 1, here 1.
+@pytest.mark.parametrize(("kind", "limit"), [("bert", 40), ("electra", 40), ("roberta", 39), ("xlm-roberta", 39)])
+def test_longer_sentences_than_positions_are_refused_with_the_limit(
+    tokenizer: PreTrainedTokenizerBase, text_config: Callable, kind: str, limit: int
+) -> None:
+    config = text_config(kind, max_position_embeddings=40)
+    check_tokenizer(tokenizer, config, limit)
+    with pytest.raises(ModelError, match=rf"max_seq_length is {limit + 1}, .* positions for {limit} .*Use {limit}"):
+        check_tokenizer(tokenizer, config, limit + 1)
+
+
+def test_relative_positions_have_no_limit(tokenizer: PreTrainedTokenizerBase) -> None:
+    check_tokenizer(tokenizer, T5Config(vocab_size=len(tokenizer), pad_token_id=0), 100_000)
+
+
+def test_a_cls_pooler_needs_the_cls_token_in_front(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, text_config: Callable
+) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["post_processor"]["single"].sort(key=lambda piece: "Sequence" not in piece)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    cls_last = load_tokenizer(str(folder))
+    assert cls_last("가")["input_ids"][0] != tokenizer.cls_token_id in cls_last("가")["input_ids"]
+    check_tokenizer(cls_last, text_config(), 64)
+    with pytest.raises(ModelError, match=r"does not put its \[CLS\] token first .* or pooler_type avg"):
+        check_tokenizer(cls_last, text_config(), 64, reads_cls=True)
