@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from simcse_hf.cli import main
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tokenization import load_tokenizer
 
@@ -148,3 +151,68 @@ def batch(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     encoded = tokenizer(SENTENCES, padding=True, truncation=True, max_length=40, return_tensors="pt")
     assert (encoded["attention_mask"] == 0).any(), "no padding in the fixture: tests of it would be vacuous"
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+TRIPLETS = "anchor\tpositive\tnegative\n" + "".join(f"문장 {n}\t같은 문장 {n}\t다른 문장 {n}\n" for n in range(12))
+
+
+@pytest.fixture
+def good(tmp_path: Path, backbone_dir: Callable[..., Path]) -> dict:
+    """A small training that works; each test spoils one thing of it."""
+    train_file = tmp_path / "train.tsv"
+    train_file.write_text(TRIPLETS, encoding="utf-8")
+    return {
+        "model_name_or_path": backbone_dir(),
+        "train_file": train_file,
+        "eval_task": "none",
+        "output_dir": tmp_path / "run",
+        "max_seq_length": 16,
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 5,
+        "write_release": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+
+
+def training(settings: dict, *flags: str) -> list[str]:
+    return ["train", *(str(part) for key, value in settings.items() for part in (f"--{key}", value)), *flags]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a command that must fail as promised; returns its one line."""
+
+    def run(argv: list, *, code: int = 2) -> str:
+        capsys.readouterr()
+        found = main([str(part) for part in argv])
+        output = capsys.readouterr()
+        lines = output.err.splitlines()
+        assert found == code, f"exit code {found}\n{output.err}"
+        assert sum(line.startswith("error: ") for line in lines) == 1, output.err
+        assert lines[-1].startswith("error: "), "something follows the error"
+        assert "Traceback" not in output.err and "usage:" not in output.err
+        assert "written:" not in output.out and "results:" not in output.out
+        return lines[-1].removeprefix("error: ")
+
+    return run
+
+
+def says(message: str, *fragments: str) -> None:
+    missing = [fragment for fragment in fragments if fragment not in message]
+    assert not missing, f"{missing} not in: {message}"
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, backbone_dir: Callable[..., Path]) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(backbone_dir(), tmp_path / "model"))
+
+
+def reconfigure(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")

@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"corpora", "modeling_simcse", "sts_metric"},
     {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit", "callbacks"},
-    {"search", "score_report", "parser", "release", "model_card", "trainer"},
+    {"starting_model", "search", "score_report", "parser", "release", "model_card", "trainer"},
     {"benchmark", "train"},
     {"cli"},
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES
+from conftest import REPOSITORY, SENTENCES, reconfigure, says, training
 from safetensors import SafetensorError
 
 import simcse_hf.modeling_simcse
@@ -27,59 +27,7 @@ from simcse_hf.cli import main
 from simcse_hf.errors import DataError, TrainingError
 from simcse_hf.trainer import PARTIAL, SimCSETrainer
 
-TRIPLETS = "anchor\tpositive\tnegative\n" + "".join(f"문장 {n}\t같은 문장 {n}\t다른 문장 {n}\n" for n in range(12))
 SCORED = "sentence1\tsentence2\tscore\n" + "".join(f"첫 문장 {n}\t둘째 문장 {n}\t{n % 6}.0\n" for n in range(8))
-
-
-@pytest.fixture
-def good(tmp_path: Path, backbone_dir: Callable[..., Path]) -> dict:
-    """A small training that works; each test spoils one thing of it."""
-    train_file = tmp_path / "train.tsv"
-    train_file.write_text(TRIPLETS, encoding="utf-8")
-    return {
-        "model_name_or_path": backbone_dir(),
-        "train_file": train_file,
-        "eval_task": "none",
-        "output_dir": tmp_path / "run",
-        "max_seq_length": 16,
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "eval_steps": 1,
-        "save_steps": 1,
-        "save_total_limit": 5,
-        "write_release": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-
-
-def training(settings: dict, *flags: str) -> list[str]:
-    return ["train", *(str(part) for key, value in settings.items() for part in (f"--{key}", value)), *flags]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """Runs a command that must fail as promised; returns its one line."""
-
-    def run(argv: list, *, code: int = 2) -> str:
-        capsys.readouterr()
-        found = main([str(part) for part in argv])
-        output = capsys.readouterr()
-        lines = output.err.splitlines()
-        assert found == code, f"exit code {found}\n{output.err}"
-        assert sum(line.startswith("error: ") for line in lines) == 1, output.err
-        assert lines[-1].startswith("error: "), "something follows the error"
-        assert "Traceback" not in output.err and "usage:" not in output.err
-        assert "written:" not in output.out and "results:" not in output.out
-        return lines[-1].removeprefix("error: ")
-
-    return run
-
-
-def says(message: str, *fragments: str) -> None:
-    missing = [fragment for fragment in fragments if fragment not in message]
-    assert not missing, f"{missing} not in: {message}"
 
 
 def assert_nothing_half_written(output_dir: Path) -> None:
@@ -357,17 +305,6 @@ def test_a_wrong_flag_of_any_command_is_one_line_without_a_usage_dump(argv, frag
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model_dir(tmp_path: Path, backbone_dir: Callable[..., Path]) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(backbone_dir(), tmp_path / "model"))
-
-
-def reconfigure(folder: Path, **changes) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
 
 
 BAD_MODELS = {

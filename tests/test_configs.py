@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import REPOSITORY
+
 from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_hf.parser import parse_arguments
 from simcse_hf.train import train

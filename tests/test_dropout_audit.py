@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from conftest import BACKBONES
+
 from simcse_hf import SimCSEConfig, SimCSEModel
 from simcse_hf.dropout_audit import audit_dropout
 

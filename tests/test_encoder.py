@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from conftest import SENTENCES
+
 from simcse_hf import SentenceEncoder, SimCSEConfig, SimCSEModel
 from simcse_hf.benchmark import run_benchmark
 from simcse_hf.errors import ModelError

@@ -29,7 +29,7 @@ SCORES = np.array([0, 1.2, 2.5, 3, 4.4, 5])
 
 
 def golden_embeddings() -> tuple[torch.Tensor, torch.Tensor]:
-    state = np.random.RandomState(0)  # noqa: NPY002 - the golden values were made with it
+    state = np.random.RandomState(0)
     left, right = (state.randn(6, 4).astype(np.float32) for _ in range(2))
     return torch.from_numpy(left), torch.from_numpy(right)
 

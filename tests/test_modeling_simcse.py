@@ -10,9 +10,9 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
+from conftest import BACKBONES, POOLERS, SENTENCES
 from transformers import AutoConfig, AutoModel
 
-from conftest import BACKBONES, POOLERS, SENTENCES
 from simcse_hf import SimCSEConfig, SimCSEModel
 from simcse_hf.errors import ModelError
 from simcse_hf.pooling import pool

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from conftest import POOLERS
+
 from simcse_hf.pooling import max_pool, mean_pool, pool
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import BACKBONES, POOLERS, SENTENCES
 from transformers import AutoModel
 
-from conftest import BACKBONES, POOLERS, SENTENCES
 from simcse_hf import SentenceEncoder, SimCSEConfig, SimCSEModel
 from simcse_hf.errors import ModelError
 from simcse_hf.release import TOLERANCE, check_release, encode_with_auto_model, write_release

@@ -8,15 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY, SENTENCES
 from huggingface_hub import ModelCard
 
-from conftest import REPOSITORY, SENTENCES
 from simcse_hf import SentenceEncoder, SimCSETrainingArguments
 from simcse_hf.arguments import DataArguments, ModelArguments
 from simcse_hf.errors import ConfigError
 from simcse_hf.files import sha256_of
 from simcse_hf.sample import SAMPLES
-from simcse_hf.train import TrainingRun, load_model, train
+from simcse_hf.starting_model import load_model
+from simcse_hf.train import TrainingRun, train
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_the_cards_transformers_recipe_gives_the_vectors(run):
         text = (outcome.output_dir / "README.md").read_text(encoding="utf-8")
         code = text.split("transformers only:")[1].split("```python")[1].split("```")[0]
         scope: dict = {}
-        exec(code.replace(f'"{name}"', repr(str(outcome.output_dir))), scope)  # noqa: S102 - our own card
+        exec(code.replace(f'"{name}"', repr(str(outcome.output_dir))), scope)
         sentences = ["한 남자가 음식을 먹는다.", "한 남자가 빵 한 조각을 먹는다."]
         expected = SentenceEncoder.from_pretrained(str(outcome.output_dir)).encode(sentences)
         np.testing.assert_allclose(scope["embeddings"].detach().numpy(), expected, atol=1e-5)

@@ -300,7 +300,7 @@ def test_accumulation_says_that_it_does_not_enlarge_the_negatives(tmp_path, capl
 
 def test_an_evaluator_sees_only_a_function(pairs):
     """Any encoder can be scored; this one knows the answers."""
-    angle = {s: 0.0 for s in pairs.sentences1} | {
+    angle = dict.fromkeys(pairs.sentences1, 0.0) | {
         sentence: np.arccos(score / 5) for sentence, score in zip(pairs.sentences2, pairs.scores, strict=True)
     }
     result = evaluate_sts(lambda s: np.array([[np.cos(angle[x]), np.sin(angle[x])] for x in s]), pairs)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
@@ -67,16 +76,79 @@ def load_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
     if not folder.exists() and (name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1):
         raise ModelError(f"there is no model folder {name_or_path}. Check the path.")
     try:
-        return AutoConfig.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         cure = (
             "Check its config.json."
             if folder.is_dir()
             else "There is no such local folder, so it was taken for a Hub id, and the Hub did not give it. "
             "Offline, name a local folder instead."
         )
-        raise ModelError(f"cannot load a model configuration from '{name_or_path}': {reason} {cure}") from error
+        raise ModelError(
+            f"cannot load a model configuration from '{name_or_path}': {one_line(error)} {cure}"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False) or (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    ):
+        raise ModelError(
+            f"'{name_or_path}' is a '{config.model_type}' model, which is not (only) a bidirectional encoder. Use BERT, RoBERTa, "
+            "XLM-R, ELECTRA, DistilBERT, DeBERTa, ModernBERT or another encoder."
+        )
+    return config
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's error, folded to one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def load_whole(
+    load: Callable[..., tuple[PreTrainedModel, dict]],
+    name_or_path: str,
+    *arguments,
+    may_lack: str | None = None,
+    **kwargs,
+) -> tuple[PreTrainedModel, dict]:
+    """A model with every one of its weights from the folder, and the loading report.
+
+    transformers fills what is missing with random numbers and a warning; here that is an error.
+
+    Args:
+        load: A `from_pretrained`.
+        name_or_path: Local folder or Hub id.
+        arguments: Passed on.
+        may_lack: Prefix of weights that may be missing.
+        kwargs: Passed on.
+
+    Raises:
+        ModelError: No safetensors weights, damaged ones, or weights that do not fit the config.
+    """
+    try:
+        # transformers prints every key it leaves out; what matters of that is judged below.
+        with quiet_transformers():
+            model, report = load(
+                name_or_path,
+                *arguments,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+        raise ModelError(f"cannot load weights from '{name_or_path}': {one_line(error)}") from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise ModelError(
+            f"the weights in '{name_or_path}' do not fit its config.json: {key} has the shape {list(found)} where the config "
+            f"asks for {list(expected)} ({len(mismatched)} such weights). Nothing was loaded."
+        )
+    missing = sorted(key for key in report["missing_keys"] if may_lack is None or not key.startswith(may_lack))
+    if missing:
+        raise ModelError(
+            f"the weights in '{name_or_path}' do not fit its config.json: {len(missing)} parameters are missing, "
+            f"for example {missing[0]}. They would be random; nothing was loaded."
+        )
+    return model, report
 
 
 def load_backbone(
@@ -85,29 +157,17 @@ def load_backbone(
     """The float32 encoder, and whether its pooler is pretrained.
 
     Raises:
-        ModelError: No safetensors weights, or weights that leave parameters random.
+        ModelError: See `load_whole`.
     """
-    try:
-        # transformers prints every key it leaves out; what matters of that is judged below.
-        with quiet_transformers():
-            backbone, report = AutoModel.from_pretrained(
-                name_or_path,
-                config=text_config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **({} if keep_pooler else without_pooler(text_config)),
-                **kwargs,
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load encoder weights from '{name_or_path}': {reason}") from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ModelError(
-            f"the weights in '{name_or_path}' do not fit its config.json: {len(missing)} parameters are missing, "
-            f"for example {missing[0]}. They would be random; nothing was loaded."
-        )
+    backbone, report = load_whole(
+        AutoModel.from_pretrained,
+        name_or_path,
+        may_lack="pooler.",
+        config=text_config,
+        dtype=torch.float32,
+        **({} if keep_pooler else without_pooler(text_config)),
+        **kwargs,
+    )
     pooler_is_pretrained = getattr(backbone, "pooler", None) is not None and not any(
         key.startswith("pooler.") for key in report["missing_keys"]
     )

@@ -70,6 +70,7 @@ class SimCSEConfig(PreTrainedConfig):
             )
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The backbone's own, which other libraries ask for sizes and dtypes."""
         return self.text_config.get_text_config(*args, **kwargs)
 
     @property

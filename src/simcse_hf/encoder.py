@@ -124,7 +124,12 @@ class SentenceEncoder:
 
         Returns:
             (N, D) float32, or (D,) for one sentence given as a string.
+
+        Raises:
+            ValueError: `batch_size` below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if isinstance(sentences, str):
             return self.encode([sentences], batch_size=batch_size, normalize=normalize)[0]
         distinct, rows = index_rows([[normalize_text(sentence)] for sentence in sentences])

@@ -22,6 +22,7 @@ from .backbones import (
     HIDDEN_DROPOUTS,
     load_backbone,
     load_config,
+    load_whole,
     override_dropout,
     position_limit,
     without_pooler,
@@ -64,6 +65,7 @@ class SimCSEHead(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
         return torch.tanh(self.dense(pooled))
 
 
@@ -270,7 +272,7 @@ class SimCSEModel(PreTrainedModel):
         A release is a plain encoder whose `modules.json` says how to pool; that is believed.
 
         Raises:
-            ModelError: A plain encoder that does not say how to pool.
+            ModelError: A plain encoder that does not say how to pool, or weights that do not fit.
         """
         name = str(pretrained_model_name_or_path)
         kwargs.setdefault("dtype", torch.float32)
@@ -285,7 +287,9 @@ class SimCSEModel(PreTrainedModel):
                         "Use SimCSEModel.from_backbone with a pooler_type."
                     )
                 return cls.from_layout(name, layout, dtype=kwargs["dtype"], hub_kwargs=hub_kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        wants_report = kwargs.pop("output_loading_info", False)
+        model, report = load_whole(super().from_pretrained, name, *model_args, config=config, **kwargs)
+        return (model, report) if wants_report else model
 
     @classmethod
     def from_layout(

@@ -288,7 +288,7 @@ def _expanded(value: Any) -> Any:
 
 
 def _home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a user who is not there
+    return os.path.expanduser(path)
 
 
 def _unknown(key: str, types_of: dict[str, Any]) -> str:

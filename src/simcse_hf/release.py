@@ -82,7 +82,7 @@ def check_release(folder: Path, model: SimCSEModel, sentences: Sequence[str]) ->
         not installed.
 
     Raises:
-        ModelError: A loader differs by more than `TOLERANCE`.
+        ModelError: A loader differs by more than `TOLERANCE`, or the vectors are not finite.
     """
     name = str(folder)
     sentences = [normalize_text(sentence) for sentence in sentences]
@@ -91,6 +91,10 @@ def check_release(folder: Path, model: SimCSEModel, sentences: Sequence[str]) ->
     with quiet_transformers():
         expected = SentenceEncoder(model, tokenizer, device=device).encode(sentences, normalize=False)
         model.train(training)
+        if not np.isfinite(expected).all():
+            raise ModelError(
+                "the trained model gives vectors that are not finite: training diverged. Lower the learning_rate."
+            )
         found: dict[str, np.ndarray | None] = {
             "AutoModel": encode_with_auto_model(folder, sentences),
             "SimCSEModel": _encode_with_simcse_model(name, tokenizer, sentences),

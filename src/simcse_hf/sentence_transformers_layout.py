@@ -69,8 +69,13 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
     modules = _read_json(name_or_path, "modules.json", **hub_kwargs)
     if modules is None:
         return None
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    paths = {kind: module["path"] for kind, module in zip(kinds, modules, strict=True)}
+    try:
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+        paths = {kind: module["path"] for kind, module in zip(kinds, modules, strict=True)}
+    except (TypeError, KeyError, AttributeError):
+        kinds = []
+    if not kinds:
+        raise ModelError(f"modules.json in {name_or_path} is no list of modules with a type and a path. It is damaged.")
     chain = [kind for kind in kinds if kind not in ("Transformer", "Normalize")]
     if kinds[:1] != ["Transformer"] or chain not in (
         ["Pooling"],
@@ -206,7 +211,12 @@ def _layer_mixture(name_or_path: str, start: int, weights: list[float]) -> tuple
 
 def _read_json(name_or_path: str, filename: str, **hub_kwargs):
     path = _find(name_or_path, filename, **hub_kwargs)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ModelError(f"{filename} in {name_or_path} is not JSON ({error}). It is damaged.") from None
 
 
 def _read_tensors(name_or_path: str, filename: str, **hub_kwargs) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def load_sts(task: str, *, data_dir: str | None = None, from_hub: bool = False, 
     if task.startswith("hub:"):
         return scored_pairs(read_hub_table(task.removeprefix("hub:"), report), task, text_mode=text_mode)
     path = resolve_sample(task)
-    if path == task and not Path(task).expanduser().exists():
+    if path == task and not Path(os.path.expanduser(task)).exists():
         raise DataError(
             f"'{task}' is neither an STS task ({', '.join(STS_TASKS)}, sample:sts) nor a file. "
             f"Relative paths start at {Path.cwd()}."
@@ -94,7 +94,9 @@ def find_sts_file(task: str, data_dir: str | None = None) -> Path:
             f"'{task}' needs the file {STS_TASKS[task].filename}. Say where the data is with data_dir or the "
             "environment variable SIMCSE_DATA_DIR, or take a copy from the Hub by asking for it (from_hub)."
         )
-    candidates = [Path(data_dir).expanduser() / folder / STS_TASKS[task].filename for folder in STS_TASKS[task].folders]
+    candidates = [
+        Path(os.path.expanduser(data_dir)) / folder / STS_TASKS[task].filename for folder in STS_TASKS[task].folders
+    ]
     for path in candidates:
         if path.is_file():
             return path

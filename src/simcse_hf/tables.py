@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        text = str(Path(path).expanduser())
+        text = os.path.expanduser(path)  # Path's own raises for an unknown user
         matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
         if not matches:
             raise DataError(f"there is no data file {path}. Relative paths start at {Path.cwd()}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -15,6 +17,8 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_
     Raises:
         ModelError: There is none, or one without vocabulary, or it cannot pad.
     """
+    if not Path(name_or_path).exists() and name_or_path.startswith((".", "/", "~")):
+        raise ModelError(f"there is no tokenizer folder {name_or_path}. Check the path.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub_kwargs)
     except Exception as error:  # tokenizer loading raises a dozen unrelated types
@@ -43,6 +47,8 @@ def check_tokenizer(
         ModelError: More tokens than embeddings, another padding id, no [CLS] in front, or more
             positions than there are.
     """
+    if max_length < 3:
+        raise ModelError(f"max_seq_length is {max_length}; two special tokens and one word need 3.")
     if reads_cls and tokenizer("가")["input_ids"][0] != tokenizer.cls_token_id:
         raise ModelError(
             "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import shutil
@@ -14,12 +13,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from .backbones import load_config
-from .configuration_simcse import SimCSEConfig
+from .backbones import one_line
 from .corpora import ScoredPairs, TrainingViews, training_views
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
-from .errors import ConfigError, ModelError, TrainingError
+from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .files import staged_folder, write_json
 from .model_card import model_card
@@ -29,25 +27,14 @@ from .row_report import RowReport
 from .sample import resolve_sample
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
-from .sentence_transformers_layout import read_layout
+from .starting_model import load_model
 from .sts_tasks import load_sts
 from .tables import expand_paths, read_hub_table, read_table
-from .tokenization import check_tokenizer, load_tokenizer
-from .trainer import PARTIAL, SimCSETrainer, check_training_arguments
+from .tokenization import check_tokenizer
+from .trainer import PARTIAL, SimCSETrainer, check_training_arguments, check_weights
 from .versions import git_revision, package_versions
 
 logger = logging.getLogger(__name__)
-
-_CONFIG_FIELDS = (
-    "pooler_type",
-    "mlp_only_train",
-    "first_hidden_state",
-    "temperature",
-    "hard_negative_weight",
-    "mask_duplicates",
-    "prompt",
-    "max_seq_length",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,22 +83,19 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     audit = _audit(model, train_dataset, views, training_args)
 
     # Train
-    trainer = SimCSETrainer(
-        model,
-        training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        score_scale=pairs.scale if pairs else (0.0, 5.0),
-    )
+    trainer = _build_trainer(model, training_args, train_dataset, eval_dataset, tokenizer, pairs)
     before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None and trainer.is_world_process_zero() else None
     clock["trained_from"] = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(training_args))
+    try:
+        outcome = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(training_args))
+    except ImportError as error:  # some options look for their package only now
+        raise ConfigError(one_line(error)) from error
     clock["trained"] = time.perf_counter()
 
     # Evaluate and release: the model of rank 0 is the model of all
     record, results = {}, []
     trained = trainer.accelerator.unwrap_model(trainer.model)
+    check_weights(trained, trainer.state.global_step, training_args.learning_rate)
     if trainer.is_world_process_zero():
         results = evaluate(trained, tokenizer, [*([pairs] if pairs else []), *final_sets])
         record = {
@@ -168,6 +152,33 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     )
 
 
+def _build_trainer(
+    model: SimCSEModel,
+    training_args: SimCSETrainingArguments,
+    train_dataset: ViewsDataset,
+    eval_dataset: ViewsDataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: ScoredPairs | None,
+) -> SimCSETrainer:
+    try:
+        trainer = SimCSETrainer(
+            model,
+            training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            score_scale=pairs.scale if pairs else (0.0, 5.0),
+        )
+        # Builds what reads the optimiser's and the scheduler's settings, so that a wrong one is found now.
+        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    except SimCSEError:
+        raise
+    except (ImportError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"the trainer cannot be set up with these arguments: {one_line(error)}") from error
+    trainer.optimizer = trainer.lr_scheduler = None
+    return trainer
+
+
 def load_training_views(data_args: DataArguments) -> TrainingViews:
     """Read `train_file` or `train_dataset`.
 
@@ -210,41 +221,6 @@ def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainin
     return load_sts(data_args.eval_task, data_dir=data_args.data_dir)
 
 
-def load_model(model_args: ModelArguments) -> tuple[SimCSEModel, PreTrainedTokenizerBase]:
-    """The model to train, from a plain encoder, one of our checkpoints, or a release."""
-    if not model_args.model_name_or_path:
-        raise ConfigError("model_name_or_path is missing: name a folder, a Hub id, or sample:encoder.")
-    name = resolve_sample(model_args.model_name_or_path)
-    hub_kwargs = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
-    hub_kwargs = {key: value for key, value in hub_kwargs.items() if value is not None}
-    overrides = {key: getattr(model_args, key) for key in _CONFIG_FIELDS if getattr(model_args, key) is not None}
-    found = load_config(name, trust_remote_code=model_args.trust_remote_code, **hub_kwargs)
-    try:
-        if found.model_type == SimCSEConfig.model_type or _is_release(name, overrides, hub_kwargs):
-            model = _continue_from(name, overrides, model_args, hub_kwargs)
-        else:
-            model = SimCSEModel.from_backbone(
-                name,
-                head_init=model_args.head_init,
-                hidden_dropout_prob=model_args.hidden_dropout_prob,
-                attention_probs_dropout_prob=model_args.attention_probs_dropout_prob,
-                attn_implementation=model_args.attn_implementation,
-                trust_remote_code=model_args.trust_remote_code,
-                hub_kwargs=hub_kwargs,
-                **overrides,
-            )
-    except ModelError:
-        raise
-    except ValueError as error:  # SimCSEConfig refuses values and combinations
-        raise ConfigError(str(error)) from error
-    tokenizer = load_tokenizer(
-        resolve_sample(model_args.tokenizer_name) if model_args.tokenizer_name else name,
-        trust_remote_code=model_args.trust_remote_code,
-        **hub_kwargs,
-    )
-    return model, tokenizer
-
-
 def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[STSResult]:
     """Score a model in memory; its mode is restored."""
     training = model.training
@@ -275,45 +251,6 @@ def publish(
         for loader, difference in record["release_check"].items()
     )
     logger.info("release written to %s; largest difference from the trained model: %s", output_dir, checked)
-
-
-def _is_release(name: str, overrides: dict, hub_kwargs: dict) -> bool:
-    """Whether to go on with the vectors of a release, rather than start anew from its encoder."""
-    wanted = overrides.get("pooler_type")
-    try:
-        layout = read_layout(name, **hub_kwargs)
-    except ModelError:
-        if wanted is None:
-            raise
-        layout = None
-    if layout is None or wanted == layout.pooler_type:
-        return layout is not None
-    if wanted is not None:
-        logger.warning("%s pools with %s; starting anew from its encoder with %s.", name, layout.pooler_type, wanted)
-    return wanted is None
-
-
-def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_kwargs: dict) -> SimCSEModel:
-    for setting in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if getattr(model_args, setting) is not None:
-            raise ConfigError(
-                f"{setting} can be set when starting from a plain encoder, not when continuing from {name}."
-            )
-    if model_args.head_init != "fresh":
-        raise ConfigError(f"head_init applies to a plain encoder; {name} brings its own head.")
-    model = SimCSEModel.from_pretrained(name, **hub_kwargs)
-    if overrides.get("pooler_type", model.config.pooler_type) != model.config.pooler_type:
-        raise ConfigError(
-            f"{name} was trained with pooler_type {model.config.pooler_type}; continuing with {overrides['pooler_type']} "
-            "would change what its vectors mean. Start from its backbone, or leave pooler_type out."
-        )
-    settings = {key: getattr(model.config, key) for key in _CONFIG_FIELDS} | overrides
-    # A config built anew validates the combination, but it resets the attention kernel of the text_config it is
-    # given: it gets a copy, and its values are assigned to the one in use.
-    validated = SimCSEConfig(text_config=copy.deepcopy(model.config.text_config), **settings)
-    for key in settings:
-        setattr(model.config, key, getattr(validated, key))
-    return model
 
 
 def _audit(

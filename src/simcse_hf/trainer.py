@@ -134,6 +134,7 @@ class SimCSETrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         """Save into a hidden folder and rename: a checkpoint exists whole or not at all."""
+        check_weights(self.model, self.state.global_step, self.args.learning_rate)
         run_dir = Path(self.args.output_dir)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = run_dir / f".{name}{PARTIAL}"
@@ -167,6 +168,20 @@ class SimCSETrainer(Trainer):
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+
+def check_weights(model: torch.nn.Module, step: int, learning_rate: float) -> None:
+    """Refuse to keep a model that has diverged.
+
+    Raises:
+        TrainingError: A parameter holds NaN or an infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(
+                f"after step {step} the weights are not finite ({name}): training diverged, and this state was not saved. "
+                f"Lower the learning_rate ({learning_rate:g})."
+            )
 
 
 def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction], dict[str, float]]:
