@@ -48,7 +48,7 @@ def test_the_table_is_aligned_and_shows_hundredths_of_hundreds(scores):
 def test_the_script_scores_a_file_of_ones_own(tmp_path, capsys):
     own = tmp_path / "own.tsv"
     own.write_text(
-        "sentence1\tsentence2\tscore\n비가 온다.\t비가 내린다.\t4.5\n눈이 온다.\t배가 고프다.\t0.5\n밥을 먹었다.\t식사를 했다.\t5\n",
+        "sentence1\tsentence2\tscore\n비가 온다.\t비가 내린다.\t4.5\n눈이 온다.\t배가 고프다.\t0.5\n밥을 먹었다.\t식사했다.\t5\n",
         encoding="utf-8",
     )
     assert (
