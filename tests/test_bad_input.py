@@ -315,14 +315,17 @@ BAD_MODELS = {
     ),
     "config.json of nothing": (lambda folder: (folder / "config.json").write_text("{}"), ["model_type", "config.json"]),
     "an unknown type": (lambda folder: reconfigure(folder, model_type="gpt9"), ["gpt9"]),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["weights"]),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        ["cannot load weights", "model.safetensors"],
+    ),
     "weights as a pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        ["weights", "model.safetensors"],
+        ["cannot load weights", "model.safetensors"],
     ),
     "weights of another shape": (
         lambda folder: reconfigure(folder, intermediate_size=128),
-        ["weights"],
+        ["intermediate.dense", "has the shape [64]", "asks for [128]"],
     ),
     "missing weights": (
         lambda folder: reconfigure(folder, num_hidden_layers=4),
