@@ -121,10 +121,16 @@ def test_sorting_by_length_reorders_rows_and_loses_none(tokenizer: PreTrainedTok
     by_length = dataset.sorted_by_length()
     longest = [max(map(len, item["views"])) for item in by_length]
     assert longest == sorted(longest) != [max(map(len, item["views"])) for item in dataset]
-    assert [item["score"] for item in by_length][:2] == [1, 3], "equal lengths keep their order"
     for item in by_length:
         assert item["sentence_ids"].tolist() == dataset[item["score"]]["sentence_ids"].tolist()
     assert [item["score"] for item in dataset] == list(range(5)), "the original is not touched"
+
+
+def test_rows_of_equal_length_keep_their_order(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [(SENTENCES[1],) if index % 3 == 0 else ("네.",) for index in range(60)]
+    by_length = ViewsDataset.build(rows, tokenizer, max_length=16, scores=range(60)).sorted_by_length()
+    order = [item["score"] for item in by_length]
+    assert order == [index for index in range(60) if index % 3] + [index for index in range(60) if index % 3 == 0]
 
 
 def test_sorting_without_scores_has_none(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -93,6 +94,10 @@ def test_another_padding_id_is_refused_with_both_ids(tokenizer: PreTrainedTokeni
     with pytest.raises(ModelError, match="pads with id 0 but the model with 1: they do not belong together"):
         check_tokenizer(tokenizer, text_config(pad_token_id=1), 64)
     check_tokenizer(tokenizer, text_config(pad_token_id=None), 64)
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = other.sep_token
+    with pytest.raises(ModelError, match="pads with id 3 but the model with 0"):
+        check_tokenizer(other, text_config(), 64)
 
 
 # RoBERTa counts positions from padding_idx + 1, here 1.

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from conftest import REPOSITORY, SENTENCES
 from huggingface_hub import ModelCard
 
@@ -164,6 +165,10 @@ def test_final_tasks_are_scored_too(run, data_dir):
         ("korsts-dev", 1500),
     ]
     assert outcome.results[1].sources[0]["official"] == "KorSTS dev"
+    entries = yaml.safe_load((outcome.output_dir / ".eval_results/korsts-dev.yaml").read_text(encoding="utf-8"))
+    assert entries[0]["value"] == round(100 * outcome.results[1].metrics["cosine_spearman"], 2)
+    assert "1500 pairs" in entries[0]["notes"] and outcome.results[1].sources[0]["sha256"] in entries[0]["notes"]
+    assert [path.name for path in (outcome.output_dir / ".eval_results").iterdir()] == ["korsts-dev.yaml"]
 
 
 @pytest.mark.parametrize(

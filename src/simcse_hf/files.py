@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from .errors import DataError
 
+STAGING = ".staging-"  # part of the name of a folder that is being written
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 
 
@@ -138,7 +139,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     `target` already are replaced; others there stay.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{STAGING}"))
     try:
         yield staging
         target.mkdir(exist_ok=True)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from .configuration_simcse import SimCSEConfig
 from .evaluation import STSResult
 from .metrics import METRIC_NAMES
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+# task -> Hub dataset, task within it
+_HUB_DATASETS = {
+    "korsts-dev": ("mteb/KorSTS", "valid"),
+    "korsts-test": ("mteb/KorSTS", "test"),
+    "klue-sts-dev": ("klue/klue", "sts"),
+}
 
 _MEAN = "(hidden * mask).sum(dim=1) / mask.sum(dim=1)"
 _POOLING_CODE = {
@@ -93,6 +100,33 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
         versions=", ".join(f"{package} {version}" for package, version in run["versions"].items()),
         limits=_limits(run, config),
     )
+
+
+def eval_result_files(results: Sequence[STSResult]) -> dict[str, list[dict]]:
+    """Content of `.eval_results/TASK.yaml` for each published set, as the Hub reads it.
+
+    The Hub wants a dataset of its own; where the score was made on the published file instead of that copy, the
+    notes say so.
+    """
+    return {
+        result.task: eval_result_entries_to_yaml(
+            [
+                EvalResultEntry(
+                    dataset_id=_HUB_DATASETS[result.task][0],
+                    task_id=_HUB_DATASETS[result.task][1],
+                    value=round(100 * result.metrics["cosine_spearman"], 2),
+                    notes=f"cosine Spearman x 100 over {result.num_pairs} pairs at once; {_source_note(result)}",
+                )
+            ]
+        )
+        for result in results
+        if result.task in _HUB_DATASETS
+    }
+
+
+def _source_note(result: STSResult) -> str:
+    source = result.sources[0]
+    return f"file with sha256 {source['sha256']}" if source.get("sha256") else f"Hub copy {source['hub']}"
 
 
 def _eval_results(result: STSResult) -> list[EvalResult]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -19,8 +20,8 @@ from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
-from .files import staged_folder, write_json
-from .model_card import model_card
+from .files import STAGING, staged_folder, write_json
+from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .release import check_release, write_release
 from .row_report import RowReport
@@ -99,20 +100,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     if trainer.is_world_process_zero():
         results = evaluate(trained, tokenizer, [*([pairs] if pairs else []), *final_sets])
         record = {
-            "arguments": {
-                "model": dataclasses.asdict(model_args),
-                "data": dataclasses.asdict(data_args),
-                "training": training_args.to_dict(),
-            },
-            "model_config": config.to_dict(),
-            "data": {
-                "shape": views.shape,
-                "sources": views.sources,
-                "report": views.report.as_dict(),
-                "report_text": str(views.report),
-                "statistics": statistics,
-                "triplet_rule": data_args.triplet_rule if views.shape == "nli" else None,
-            },
+            **_record_of_settings(model_args, data_args, training_args, model),
+            **_record_of_data(views, statistics, data_args),
             "dropout": dataclasses.asdict(audit),
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
@@ -123,15 +112,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             },
             "steps": trainer.state.global_step,
             "log_history": trainer.state.log_history,
-            "world_size": training_args.world_size,
             "seconds": {
                 "preparation": round(clock["trained_from"] - clock["start"], 2),
                 "training": round(clock["trained"] - clock["trained_from"], 2),
                 "train_runtime": outcome.metrics.get("train_runtime"),
             },
-            "device": _device(training_args),
-            "versions": package_versions(),
-            "git_revision": git_revision(),
         }
         output_dir = Path(training_args.output_dir)
         if training_args.write_release:
@@ -152,6 +137,39 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     )
 
 
+def _record_of_settings(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: SimCSETrainingArguments,
+    model: SimCSEModel,
+) -> dict:
+    return {
+        "arguments": {
+            "model": dataclasses.asdict(model_args),
+            "data": dataclasses.asdict(data_args),
+            "training": training_args.to_dict(),
+        },
+        "model_config": model.config.to_dict(),
+        "world_size": training_args.world_size,
+        "device": _device(training_args),
+        "versions": package_versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def _record_of_data(views: TrainingViews, statistics: dict, data_args: DataArguments) -> dict:
+    return {
+        "data": {
+            "shape": views.shape,
+            "sources": views.sources,
+            "report": views.report.as_dict(),
+            "report_text": str(views.report),
+            "statistics": statistics,
+            "triplet_rule": data_args.triplet_rule if views.shape == "nli" else None,
+        }
+    }
+
+
 def _build_trainer(
     model: SimCSEModel,
     training_args: SimCSETrainingArguments,
@@ -169,8 +187,9 @@ def _build_trainer(
             processing_class=tokenizer,
             score_scale=pairs.scale if pairs else (0.0, 5.0),
         )
-        # Builds what reads the optimiser's and the scheduler's settings, so that a wrong one is found now.
-        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            # Builds what reads the optimiser's and the scheduler's settings, so that a wrong one is found now.
+            trainer.create_optimizer_and_scheduler(num_training_steps=1)
     except SimCSEError:
         raise
     except (ImportError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -245,6 +264,8 @@ def publish(
         has_pooler = any(name.startswith("pooler") for name in _weight_names(staging))
         card = model_card(record, model.config, results, has_pooler=has_pooler)
         (staging / "README.md").write_text(str(card), encoding="utf-8")
+        for task, entries in eval_result_files(results).items():
+            write_json(staging / EVAL_RESULTS_FOLDER / f"{task}.yaml", entries)  # JSON is YAML
         write_json(staging / "simcse_run.json", record)
     checked = ", ".join(
         f"{loader} {'not installed' if difference is None else f'{difference:.0e}'}"
@@ -290,8 +311,13 @@ def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
     except OSError as error:
         raise ConfigError(f"cannot create output_dir {output_dir}: {error.strerror}.") from None
     if training_args.should_save:
-        for unfinished in output_dir.glob(f".checkpoint-*{PARTIAL}"):
-            shutil.rmtree(unfinished, ignore_errors=True)  # a run was killed while it wrote this
+        # A run was killed while it wrote these.
+        unfinished = [
+            *output_dir.glob(f".checkpoint-*{PARTIAL}"),
+            *output_dir.parent.glob(f".{output_dir.name}{STAGING}*"),
+        ]
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoint_to_resume(training_args: SimCSETrainingArguments) -> str | None:

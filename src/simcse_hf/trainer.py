@@ -101,11 +101,11 @@ class SimCSETrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""
-        self.args.dataloader_drop_last = False
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = True
+            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         """As in Trainer, and no pair may be missing from the score.
