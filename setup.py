@@ -39,13 +39,11 @@ setup(
     ],
     extras_require={
         "st": SENTENCE_TRANSFORMERS,
-        "zstd": ["zstandard>=0.22"],
         "tracking": TRACKING,
         "test": [
             "pytest>=8.3",
             "hypothesis>=6.100",
             "ruff>=0.12",
-            "zstandard>=0.22",
             *SENTENCE_TRANSFORMERS,
             *TRACKING,
         ],

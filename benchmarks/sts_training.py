@@ -185,7 +185,7 @@ def run_peer(settings: dict, seed: int, folder: Path) -> dict:
     transformer = Transformer(model_args.model_name_or_path, max_seq_length=model_args.max_seq_length)
     mode = {"cls_before_pooler": "cls", "avg": "mean"}[model_args.pooler_type]
     model = SentenceTransformer(
-        modules=[transformer, Pooling(transformer.get_word_embedding_dimension(), pooling_mode=mode)], device="cpu"
+        modules=[transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)], device="cpu"
     )
     pairs = load_sts("korsts-dev", data_dir=str(DATA))
     before = evaluate_sts(model.encode, pairs)

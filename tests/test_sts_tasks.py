@@ -42,7 +42,7 @@ def test_the_tasks_are_the_published_files_and_their_row_counts() -> None:
 
 
 @pytest.mark.parametrize(("task", "place"), [(task, place) for task in STS_TASKS for place in STS_TASKS[task].folders])
-def test_a_task_is_found_in_each_of_its_usual_places(tmp_path: Path, task: str, place: str) -> None:
+def test_a_task_is_found_in_each_of_its_usual_places(tmp_path: Path, caplog, task: str, place: str) -> None:
     path = put(tmp_path, task, place)
     assert find_sts_file(task, str(tmp_path)) == path
     pairs = load_sts(task, data_dir=str(tmp_path))
@@ -50,6 +50,7 @@ def test_a_task_is_found_in_each_of_its_usual_places(tmp_path: Path, task: str, 
     assert (pairs.name, pairs.scores) == (task, expected)
     assert pairs.sources[0]["path"] == str(path)
     assert "differs" in pairs.sources[0]["note"]
+    assert f"holds 2 pairs, the published {task} {STS_TASKS[task].rows}: this is another benchmark" in caplog.text
 
 
 def test_the_first_of_the_usual_places_counts(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from .corpora import shape_of, training_views
 from .encoder import SentenceEncoder
 from .errors import DataError
+from .files import replacing
 from .row_report import RowReport
 from .sample import resolve_sample
 from .similarity import cosine_matrix
@@ -85,13 +84,5 @@ def search(
 
 def write_vectors(path: Path, vectors: np.ndarray) -> None:
     """Save an array as `.npy`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npy")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, vectors)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        np.save(file, vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from .errors import DataError
 from .row_report import RowReport
 from .sample import resolve_sample
 from .tables import expand_paths, read_hub_table, read_table
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,13 @@ def load_sts(task: str, *, data_dir: str | None = None, from_hub: bool = False, 
     if task in STS_TASKS:
         if from_hub:
             return scored_pairs(read_hub_table(STS_TASKS[task].hub, report), task, text_mode=text_mode)
-        return scored_pairs(read_table(find_sts_file(task, data_dir), report), task, text_mode=text_mode)
+        path, published = find_sts_file(task, data_dir), STS_TASKS[task].rows
+        pairs = scored_pairs(read_table(path, report), task, text_mode=text_mode)
+        if len(pairs) != published:
+            logger.warning(
+                "%s holds %d pairs, the published %s %d: this is another benchmark.", path, len(pairs), task, published
+            )
+        return pairs
     if task.startswith("hub:"):
         return scored_pairs(read_hub_table(task.removeprefix("hub:"), report), task, text_mode=text_mode)
     path = resolve_sample(task)
