@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-# torch comes first and alone: its CPU build is then not replaced by the one with CUDA.
+# torch comes first and alone: a build that is chosen by pip's own settings is then not replaced by another.
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
@@ -36,5 +36,5 @@ demo: install  ## Train the quickstart, offline, and search with it
 bench: install  ## Repeat the benchmarks (hours; needs SIMCSE_DATA_DIR and SIMCSE_MODELS_DIR)
 	$(BIN)/python benchmarks/sts_training.py
 
-clean:  ## Remove .venv and what runs left
-	rm -rf $(VENV) runs build .pytest-report.xml
+clean:  ## Remove .venv and the demo's run
+	rm -rf $(VENV) runs/quickstart build .pytest-report.xml

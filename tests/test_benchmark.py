@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from simcse_hf.benchmark import open_encoder, run_benchmark
 from simcse_hf.cli import main
-from simcse_hf.errors import DataError
+from simcse_hf.errors import DataError, ModelError
 from simcse_hf.files import sha256_of
 from simcse_hf.sample import SAMPLES
 from simcse_hf.score_report import format_table, write_scores
@@ -71,9 +72,17 @@ def test_models_that_only_sentence_transformers_can_run_are_run_by_it(backbone_d
     modules = [Transformer(str(backbone_dir())), Pooling(32, pooling_mode="mean"), Dense(32, 8)]
     peer = SentenceTransformer(modules=modules, device="cpu")
     peer.save_pretrained(str(tmp_path))
-    encode, description = open_encoder(str(tmp_path))
+    encode, description = open_encoder(str(tmp_path), max_seq_length=20)
+    assert description["max_seq_length"] == 20
     assert description["modules"] == ["Transformer", "Pooling", "Dense"]
     np.testing.assert_allclose(encode(["비가 온다."]), peer.encode(["비가 온다."]), atol=1e-6)
+
+
+def test_a_plain_encoder_in_a_folder_of_that_name_still_needs_a_pooler(backbone_dir, tmp_path):
+    folder = tmp_path / "sentence_transformers"
+    shutil.copytree(backbone_dir(), folder)
+    with pytest.raises(ModelError, match="does not say how to pool"):
+        open_encoder(str(folder))
 
 
 def test_legacy_text_deletes_commas_and_quotation_marks_and_nothing_else(tmp_path):

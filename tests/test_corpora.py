@@ -26,6 +26,29 @@ def table(columns: str | Sequence[str], *rows: Sequence, name: str = "a.tsv") ->
 
 
 @pytest.mark.parametrize(
+    ("columns", "ignored"),
+    [
+        ("sent0 sent1 negative", "negative"),
+        ("sent0 sent1 hard_neg Hard_Negative", "Hard_Negative"),
+        ("question1 question2 is_duplicate", "is_duplicate"),
+        ("anchor positive score", "score"),
+    ],
+)
+def test_a_column_that_says_something_about_the_pairs_is_not_ignored(columns: str, ignored: str) -> None:
+    """Else rows that are no duplicates would be trained as positives, and hard negatives would vanish."""
+    row = ["가", "나", *("다" for _ in columns.split()[2:])]
+    with pytest.raises(DataError, match=f"a.tsv has the column '{ignored}' beside .* and it would be ignored"):
+        training_views([table(columns, row)], RowReport())
+    views = training_views([table(columns, row)], RowReport(), as_sentences=True)
+    assert views.rows[:2] == [("가",), ("나",)]
+
+
+def test_a_list_is_not_a_text() -> None:
+    with pytest.raises(DataError, match="line 2: negative holds a list, not a text"):
+        training_views([table("anchor positive negative", ["가", "나", ["다", "라"]])], RowReport())
+
+
+@pytest.mark.parametrize(
     ("columns", "shape", "views"),
     [
         ("sentence1 sentence2 gold_label", "nli", "sentence1 sentence2 gold_label"),
@@ -38,10 +61,9 @@ def table(columns: str | Sequence[str], *rows: Sequence, name: str = "a.tsv") ->
         ("negative_2 positive anchor negative_1", "triplets", "anchor positive negative_1 negative_2"),
         ("sent0 sent1 hard_neg", "triplets", "sent0 sent1 hard_neg"),
         ("sent0 sent1 hard_neg hard_neg2", "triplets", "sent0 sent1 hard_neg hard_neg2"),
-        ("sent0 sent1 negative", "pairs", "sent0 sent1"),
+        ("sentence1 sentence2 label", "nli", "sentence1 sentence2 label"),
         ("anchor positive", "pairs", "anchor positive"),
         ("id sentence1 sentence2", "pairs", "sentence1 sentence2"),
-        ("question1 question2 is_duplicate", "pairs", "question1 question2"),
         ("id text", "sentences", "text"),
         ("id sentence", "sentences", "sentence"),
         ("본문", "sentences", "본문"),

@@ -241,7 +241,7 @@ def test_a_staged_folder_appears_whole_and_keeps_what_else_is_there(tmp_path: Pa
         (staging / "1_Pooling").mkdir()
         (staging / "1_Pooling" / "old.json").write_text("old")
         (staging / "config.json").write_text("old")
-        assert not target.exists()
+        assert not (target / "config.json").exists()
     (target / "checkpoint-5").mkdir()
     with staged_folder(target) as staging:
         (staging / "1_Pooling").mkdir()
@@ -266,6 +266,16 @@ def test_a_staged_folder_that_fails_leaves_the_target_as_it_was(tmp_path: Path) 
             target.mkdir()
             (target / "config.json").write_text("old")
     assert (target / "config.json").read_text() == "old"
+
+
+def test_the_entry_named_last_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(self.name) or replace(self, target))
+    with staged_folder(tmp_path / "release", last="a.json") as staging:
+        for name in ("a.json", "b.json", "c.json"):
+            (staging / name).touch()
+    assert moved == ["b.json", "c.json", "a.json"]
 
 
 def test_everybody_may_read_a_staged_folder(tmp_path: Path) -> None:

@@ -116,3 +116,9 @@ def test_alignment_and_uniformity_of_points_whose_distances_are_known() -> None:
     assert alignment(axes, axes.roll(1, 0)) == pytest.approx(2)  # squared distance of orthogonal unit vectors
     assert uniformity(axes) == pytest.approx(-4)  # log exp(-2 * 2)
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0)
+
+
+def test_uniformity_in_blocks_is_the_mean_over_all_pairs():
+    points = torch.nn.functional.normalize(torch.randn(1500, 8).double(), dim=-1)
+    slow = torch.pdist(points).pow(2).mul(-2).exp().mean().log().item()
+    assert uniformity(points * 3) == pytest.approx(slow, abs=1e-9)

@@ -180,6 +180,7 @@ def test_from_backbone_takes_the_pretrained_weights_and_the_dropouts(kind, backb
         torch.testing.assert_close(model.eval()(**batch).pooler_output, expected)
     probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert 0.3 in probabilities and 0.1 not in probabilities
+    assert not any(module.training for module in SimCSEModel.from_backbone(str(folder), pooler_type="avg").modules())
     assert model.dtype == torch.float32
 
 

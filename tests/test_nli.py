@@ -74,7 +74,9 @@ def test_a_hypothesis_that_comes_again_is_the_last() -> None:
 
 def test_all_combines_every_entailed_with_every_contradicting_hypothesis_once() -> None:
     rows = nli_rows("P e1 e", "P e2 e", "P e1 e", "P c1 c", "P c2 c", "P n1 n")
-    found = build_triplets(rows, "all", RowReport())
+    report = RowReport()
+    found = build_triplets(rows, "all", report)
+    assert report.dropped == {"repeated_hypothesis": 1, "neutral_hypothesis": 1}
     assert sorted(found) == [("P", e, c) for e in ("e1", "e2") for c in ("c1", "c2")]
 
 
@@ -82,7 +84,11 @@ def test_premises_without_both_kinds_are_counted_by_what_they_lack() -> None:
     report = RowReport()
     rows = nli_rows("P e1 e", "Q c1 c", "R n1 n", "S e1 e", "S n1 n", "T e1 e", "T c1 c")
     assert build_triplets(rows, "last_wins", report) == [("T", "e1", "c1")]
-    assert report.dropped == {"premise_without_contradiction": 2, "premise_without_entailment": 1}
+    assert report.dropped == {
+        "premise_without_contradiction": 2,
+        "premise_without_entailment": 1,
+        "neutral_hypothesis": 2,
+    }
     assert report.examples["premise_without_entailment"] == "'Q'"
 
 
@@ -91,7 +97,7 @@ def test_a_triplet_with_not_available_is_dropped_and_counted() -> None:
     rows = nli_rows("P e1 e", "P c1 c", "P n/a c", "Q n/a e", "Q c1 c", "n/a e1 e", "n/a c1 c", "R e1 e", "R c1 c")
     report = RowReport()
     assert build_triplets(rows, "last_wins", report) == [("R", "e1", "c1")]
-    assert report.dropped == {"n/a_instead_of_a_sentence": 3}
+    assert report.dropped == {"n/a_instead_of_a_sentence": 3, "hypothesis_replaced_by_a_later_one": 1}
     report = RowReport()
     assert build_triplets(rows, "all", report) == [("P", "e1", "c1"), ("R", "e1", "c1")]
     assert report.dropped == {"n/a_instead_of_a_sentence": 3}
@@ -184,7 +190,7 @@ def test_the_real_files_give_one_triplet_a_premise(
 ) -> None:
     views = real_triplets(data_dir, [name], rule)
     assert (views.report.read, views.report.kept, len(views.rows)) == (rows, triplets, triplets)
-    assert not views.report.dropped
+    assert views.report.dropped == {"neutral_hypothesis": triplets}
     assert len({row[0] for row in views.rows}) == triplets
 
 
@@ -193,4 +199,5 @@ def test_premises_are_matched_across_files(data_dir: Path, rule: str, triplets: 
     views = real_triplets(data_dir, [XNLI_TEST, XNLI_DEV, KLUE_DEV], rule)
     assert (views.report.read, views.report.kept, len(views.rows)) == (10_500, triplets, triplets)
     assert [source["rows"] for source in views.sources] == [5010, 2490, 3000]
-    assert not views.report.dropped
+    replaced = {"hypothesis_replaced_by_a_later_one": 2} if rule == "last_wins" else {}
+    assert views.report.dropped == {"neutral_hypothesis": 3500} | replaced

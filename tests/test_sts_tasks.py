@@ -68,7 +68,9 @@ def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypat
 
 
 def test_without_a_data_folder_the_message_says_how_to_name_one() -> None:
-    with pytest.raises(DataError, match=r"'korsts-test' needs the file sts-test\.tsv\. .*SIMCSE_DATA_DIR.*from_hub"):
+    with pytest.raises(
+        DataError, match=r"'korsts-test' needs the file sts-test\.tsv\. .*SIMCSE_DATA_DIR.*hub:mteb/KorSTS:test"
+    ):
         load_sts("korsts-test")
 
 

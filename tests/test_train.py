@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import yaml
 from conftest import REPOSITORY, SENTENCES
 from huggingface_hub import ModelCard
 
@@ -16,6 +16,7 @@ from simcse_hf import SentenceEncoder, SimCSETrainingArguments
 from simcse_hf.arguments import DataArguments, ModelArguments
 from simcse_hf.errors import ConfigError
 from simcse_hf.files import sha256_of
+from simcse_hf.model_card import eval_result_files
 from simcse_hf.sample import SAMPLES
 from simcse_hf.starting_model import load_model
 from simcse_hf.train import TrainingRun, train
@@ -66,7 +67,7 @@ def test_a_run_leaves_a_release_with_its_whole_record(run):
     record = json.loads((folder / "simcse_run.json").read_text(encoding="utf-8"))
     source = record["data"]["sources"][0]
     assert source["sha256"] == sha256_of(SAMPLES["triplets"]) and source["rows"] == 342
-    assert record["data"]["report"]["kept"] == 342 and record["data"]["statistics"]["rows"] == 32
+    assert record["data"]["report"]["kept"] == 32 and record["data"]["statistics"]["rows"] == 32
     assert record["arguments"]["training"]["learning_rate"] == 1e-3 and record["steps"] == 4
     assert record["versions"]["transformers"] and record["dropout"]["hidden"] == 0.1
     assert max(value for value in record["release_check"].values()) <= 1e-5
@@ -165,10 +166,13 @@ def test_final_tasks_are_scored_too(run, data_dir):
         ("korsts-dev", 1500),
     ]
     assert outcome.results[1].sources[0]["official"] == "KorSTS dev"
-    entries = yaml.safe_load((outcome.output_dir / ".eval_results/korsts-dev.yaml").read_text(encoding="utf-8"))
-    assert entries[0]["value"] == round(100 * outcome.results[1].metrics["cosine_spearman"], 2)
-    assert "1500 pairs" in entries[0]["notes"] and outcome.results[1].sources[0]["sha256"] in entries[0]["notes"]
-    assert [path.name for path in (outcome.output_dir / ".eval_results").iterdir()] == ["korsts-dev.yaml"]
+    # 1,500 pairs are not the Hub's copy of 1,465; a score over that copy is written under its name.
+    assert not (outcome.output_dir / ".eval_results").exists()
+    copy = dataclasses.replace(outcome.results[1], num_pairs=1465, sources=[{"hub": "mteb/KorSTS:valid"}])
+    entry = eval_result_files([copy])["korsts-dev"][0]
+    assert entry["dataset"] == {"id": "mteb/KorSTS", "task_id": "valid"}
+    assert entry["value"] == round(100 * copy.metrics["cosine_spearman"], 2)
+    assert "1465 pairs" in entry["notes"] and "mteb/KorSTS:valid" in entry["notes"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +190,38 @@ def test_settings_that_do_not_go_together_are_refused(run, tmp_path, model, data
     with pytest.raises(ConfigError, match=message):
         run(model=model, data=data, **training)
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_files_that_a_run_did_not_write_are_not_replaced(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine", encoding="utf-8")
+    for resume in (None, "auto", "false"):
+        with pytest.raises(ConfigError, match="mine holds a README.md that this run did not write"):
+            run("mine", resume_from_checkpoint=resume)
+    assert (tmp_path / "mine/README.md").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_finished_run_is_not_started_over(run):
+    first = run(save_strategy="no", eval_strategy="no", load_best_model_at_end=False)
+    before = (first.output_dir / "simcse_run.json").read_bytes()
+    for resume in (None, "auto", "false"):
+        with pytest.raises(ConfigError, match="already holds a finished run"):
+            run(resume_from_checkpoint=resume)
+    assert (first.output_dir / "simcse_run.json").read_bytes() == before
+
+
+def test_the_report_counts_rows_beyond_max_train_samples(run):
+    record = run(write_release=False).record["data"]["report"]
+    assert record == {"read": 342, "kept": 32, "unit": "rows", "dropped": {"beyond_max_train_samples": 310}}
+
+
+def test_the_attention_kernel_can_be_chosen_when_going_on(run, backbone_dir):
+    first = run()
+    for source in (first.output_dir, next(first.output_dir.glob("checkpoint-*"))):
+        model, _ = load_model(ModelArguments(model_name_or_path=str(source), attn_implementation="eager"))
+        assert model.backbone.config._attn_implementation == "eager"
+    with pytest.raises(ConfigError, match="flash_attention_2 cannot be used yet"):
+        load_model(ModelArguments(model_name_or_path=str(backbone_dir()), attn_implementation="flash_attention_2"))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

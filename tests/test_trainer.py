@@ -20,7 +20,7 @@ from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tables import read_table
 from simcse_hf.train import evaluate
-from simcse_hf.trainer import check_training_arguments
+from simcse_hf.trainer import check_training_arguments, explain_accumulation
 
 OPTIONS = {"max_length": 24}
 
@@ -273,6 +273,12 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
         ({"dataloader_drop_last": False}, 48, "dataloader_drop_last is false"),
         ({"train_sampling_strategy": "group_by_length"}, 48, "negatives of a batch alike in length"),
         ({"train_sampling_strategy": "batch_rebalance"}, 48, "batches of the processes unequal"),
+        ({"push_to_hub": True}, 48, "would upload checkpoints, optimiser included"),
+        (
+            {"early_stopping_patience": 3, "eval_strategy": "no", "load_best_model_at_end": False},
+            48,
+            "eval_strategy is no",
+        ),
         ({"remove_unused_columns": True}, 48, "remove_unused_columns must stay false"),
     ],
 )
@@ -294,7 +300,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
 def test_accumulation_says_that_it_does_not_enlarge_the_negatives(tmp_path, caplog):
     args = SimCSETrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
     with caplog.at_level(logging.WARNING, logger="simcse_hf"):
-        check_training_arguments(args, 100)
+        explain_accumulation(args)
     assert "does not enlarge the negatives: each step still compares 64 rows" in caplog.text
 
 

@@ -73,7 +73,7 @@ class ModelArguments:
     attention_probs_dropout_prob: float | None = field(
         default=None, metadata=_help("Overrides the encoder's own attention dropout.")
     )
-    attn_implementation: str | None = field(default=None, metadata=_help("sdpa, eager, flash_attention_2, ..."))
+    attn_implementation: str | None = field(default=None, metadata=_help("sdpa or eager."))
     model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a Hub id."))
     cache_dir: str | None = field(default=None, metadata=_help("Where Hub files are kept."))
     trust_remote_code: bool = field(default=False, metadata=_help("Run code from the model repository."))
@@ -120,7 +120,7 @@ class DataArguments:
 
 @dataclass
 class SimCSETrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of this field, and four arguments more."""
+    """`transformers.TrainingArguments` with the defaults of this field, and three arguments more."""
 
     # SimCSE trains for one epoch (unsupervised) to three; HF's default is three.
     num_train_epochs: float = field(default=1.0, metadata=_help("Passes over the training rows."))

@@ -27,7 +27,16 @@ HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_d
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
 # These count positions from padding_idx + 1, so they take fewer tokens than they have positions.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+_OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "mpnet",
+    "data2vec-text",
+    "xmod",
+)
 
 
 def without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from .encoder import SentenceEncoder
-from .errors import ModelError
+from .errors import ForeignModulesError, ModelError
 from .evaluation import evaluate_sts
 from .sample import resolve_sample
 from .score_report import Score
@@ -33,15 +34,20 @@ def open_encoder(
     """
     try:
         encoder = SentenceEncoder.from_pretrained(resolve_sample(name_or_path), **options)
-    except ModelError as error:
-        if "sentence_transformers" not in str(error):
-            raise
+    except ForeignModulesError as error:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise ModelError(f"{error} It is not installed: pip install 'simcse-hf[st]'") from None
         logger.warning("%s Doing that.", error)
-        peer = SentenceTransformer(name_or_path)
+        peer = SentenceTransformer(
+            name_or_path,
+            device=options.get("device"),
+            trust_remote_code=options.get("trust_remote_code", False),
+            model_kwargs={"dtype": torch.float32},
+        )
+        if options.get("max_seq_length") is not None:
+            peer.max_seq_length = options["max_seq_length"]
         prompt = options.get("prompt")
         return (
             lambda sentences: peer.encode(sentences, batch_size=batch_size, prompt=prompt),
@@ -49,6 +55,8 @@ def open_encoder(
                 "loader": "sentence-transformers",
                 "modules": [type(module).__name__ for module in peer],
                 "prompt": prompt,
+                "max_seq_length": peer.max_seq_length,
+                "dtype": "float32",
             },
         )
     return (

@@ -197,6 +197,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from .row_report import RowReport
     from .tables import expand_paths, read_table
 
+    if arguments.output.suffix != ".tsv":
+        raise ConfigError(
+            f"--output is {arguments.output}; triplets are written separated by tabs, so name a .tsv file."
+        )
     report = RowReport(on_bad_row=arguments.on_bad_row)
     tables = [read_table(path, report) for path in expand_paths(arguments.files)]
     views = training_views(tables, report, triplet_rule=arguments.rule)

@@ -4,7 +4,7 @@ Columns are found by name, never by position; what a table is follows from its c
 
 | shape        | columns                                                                       |
 |--------------|-------------------------------------------------------------------------------|
-| NLI rows     | `sentence1/sentence2/gold_label`, `premise/hypothesis/label` (or `gold_label`) |
+| NLI rows     | `sentence1/sentence2`, or `premise/hypothesis`, with `gold_label` or `label`  |
 | scored pairs | `sentence1/sentence2/score`, `sentence1/sentence2/labels.label`                |
 | triplets     | `anchor/positive/negative...`, `sent0/sent1/hard_neg...`                      |
 | pairs        | `anchor/positive`, `sent0/sent1`, `sentence1/sentence2`, `question1/question2` |
@@ -29,12 +29,15 @@ Shape = Literal["nli", "scored", "triplets", "pairs", "sentences"]
 
 _NLI_COLUMNS = [
     ("sentence1", "sentence2", "gold_label"),
+    ("sentence1", "sentence2", "label"),
     ("premise", "hypothesis", "gold_label"),
     ("premise", "hypothesis", "label"),
 ]
 _SCORED_COLUMNS = [("sentence1", "sentence2", "score"), ("sentence1", "sentence2", "labels.label")]
 _PAIR_COLUMNS = [("anchor", "positive"), ("sent0", "sent1"), ("sentence1", "sentence2"), ("question1", "question2")]
 _NEGATIVE_STEMS = {("anchor", "positive"): "negative", ("sent0", "sent1"): "hard_neg"}
+# A column like these beside two texts says something about them that training on bare pairs would ignore.
+_TELLING_COLUMNS = {"label", "gold_label", "score", "is_duplicate", "labels.label"}
 _SENTENCE_COLUMNS = ("text", "sentence")
 
 
@@ -164,11 +167,15 @@ def scored_pairs(
     return pairs
 
 
-def shape_of(table: Table) -> tuple[Shape, list[str]]:
+def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[Shape, list[str]]:
     """What a table is, and the columns that make it so, in the order of the views.
 
+    Args:
+        table: Not read any further.
+        as_sentences: Labels do not matter, because the sentences are used one by one.
+
     Raises:
-        DataError: No known combination of column names.
+        DataError: No known combination of column names, or a telling column that pairs would ignore.
     """
     known = {column.lower(): column for column in table.columns}
 
@@ -182,6 +189,17 @@ def shape_of(table: Table) -> tuple[Shape, list[str]]:
     if option := find(_PAIR_COLUMNS):
         stem = _NEGATIVE_STEMS.get(option)
         negatives = numbered(table.columns, stem) if stem else []
+        ignored = [
+            column
+            for name, column in known.items()
+            if (name in _TELLING_COLUMNS or "neg" in name) and column not in negatives
+        ]
+        if ignored and not as_sentences:
+            raise DataError(
+                f"{table.name} has the column {ignored[0]!r} beside {option[0]} and {option[1]}, and it would be ignored. Name "
+                f"hard negatives {stem or 'negative'}, {stem or 'negative'}_2, ... beside {option[0]}; remove other columns, and "
+                "rows that are not positives."
+            )
         return "triplets" if negatives else "pairs", [*(known[name] for name in option), *negatives]
     if name := next((name for name in _SENTENCE_COLUMNS if name in known), None):
         return "sentences", [known[name]]
@@ -200,6 +218,9 @@ def _column_values(
     positions = [table.columns.index(column) for column in columns]
     for where, fields in table.rows:
         values = [fields[position] for position in positions]
+        for column, value in zip(columns, values, strict=True):
+            if isinstance(value, (list, dict)):
+                raise DataError(f"{where}: {column} holds a {type(value).__name__}, not a text.")
         if normalize:
             values = [normalize_text("" if value is None else str(value)) for value in values]
         yield where, tuple(values)
@@ -215,7 +236,7 @@ def _complete_nli_rows(tables: Sequence[Table], report: RowReport) -> Iterator[t
 
 
 def _sentences(table: Table, as_sentences: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    shape, columns = shape_of(table)
+    shape, columns = shape_of(table, as_sentences=as_sentences)
     if as_sentences and shape in ("nli", "scored"):
         columns = columns[:2]
     for where, values in _column_values(table, columns):
@@ -233,7 +254,8 @@ def _clean(
         elif deduplicate and row in seen:
             report.drop("duplicate", where)
         else:
-            seen.add(row)
+            if deduplicate:
+                seen.add(row)
             yield row
 
 

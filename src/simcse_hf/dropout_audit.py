@@ -41,7 +41,7 @@ class DropoutAudit:
         if self.attention < self.attention_configured:
             text += (
                 f"; the config asks for attention dropout {self.attention_configured:g}, which this kernel ignores: "
-                "use attn_implementation sdpa or flash_attention_2 to have it"
+                "use attn_implementation sdpa to have it"
             )
         return text + ("" if self.views_differ else "; two views of a sentence are IDENTICAL")
 

@@ -80,7 +80,9 @@ class SentenceEncoder:
         if found.model_type == SimCSEConfig.model_type:
             model = SimCSEModel.from_pretrained(name, dtype=dtype, **hub_kwargs)
         elif layout := read_layout(name, **hub_kwargs):
-            model = SimCSEModel.from_layout(name, layout, dtype=dtype, hub_kwargs=hub_kwargs)
+            model = SimCSEModel.from_layout(
+                name, layout, dtype=dtype, trust_remote_code=trust_remote_code, hub_kwargs=hub_kwargs
+            )
             normalize = layout.normalize
         elif pooler_type is None:
             raise ModelError(

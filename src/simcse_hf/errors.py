@@ -23,5 +23,9 @@ class ModelError(SimCSEError):
     """A model folder, tokenizer or checkpoint cannot be used."""
 
 
+class ForeignModulesError(ModelError):
+    """A sentence-transformers model whose modules `SimCSEModel` cannot express."""
+
+
 class TrainingError(SimCSEError):
     """Training cannot start, or cannot go on."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .corpora import ScoredPairs
-from .metrics import METRIC_NAMES, alignment, bootstrap_interval, sts_correlations, uniformity
+from .metrics import alignment, bootstrap_interval, sts_correlations, uniformity
 from .similarity import paired_similarities
 
 # SimCSE (section 3) calls an STS-B pair positive when its score is above 4 of 5.
@@ -50,15 +50,14 @@ class STSResult:
         return asdict(self)
 
 
-def score_embeddings(
+def geometry(
     embeddings1: torch.Tensor, embeddings2: torch.Tensor, scores: Sequence[float], scale: tuple[float, float]
 ) -> dict[str, float]:
-    """The eight correlations, `avg`, `alignment` and `uniformity` of (N, D) embeddings."""
-    scores = np.asarray(scores, dtype=np.float64)
+    """`alignment` and `uniformity` of (N, D) embeddings, as `STSResult` defines them."""
     threshold = scale[0] + _POSITIVE_SHARE_OF_SCALE * (scale[1] - scale[0])
-    positive = torch.from_numpy(scores > threshold)
+    positive = torch.from_numpy(np.asarray(scores, dtype=np.float64) > threshold)
     distinct = torch.unique(torch.cat([embeddings1, embeddings2]), dim=0)
-    return sts_correlations(embeddings1, embeddings2, scores) | {
+    return {
         "alignment": alignment(embeddings1[positive], embeddings2[positive]) if positive.any() else float("nan"),
         "uniformity": uniformity(distinct) if len(distinct) > 1 else 0.0,
     }
@@ -83,14 +82,13 @@ def evaluate_sts(
     vectors = torch.from_numpy(np.asarray(encode([*pairs.sentences1, *pairs.sentences2]), dtype=np.float32))
     seconds = time.perf_counter() - start
     left, right = vectors[: len(pairs)], vectors[len(pairs) :]
-    scores = score_embeddings(left, right, pairs.scores, pairs.scale)
+    scores = np.asarray(pairs.scores, dtype=np.float64)
     cosine = paired_similarities(left, right)["cosine"].numpy()
     return STSResult(
         task=pairs.name,
-        metrics={name: scores[name] for name in (*METRIC_NAMES, "avg")},
-        interval=bootstrap_interval(cosine, np.asarray(pairs.scores)),
-        alignment=scores["alignment"],
-        uniformity=scores["uniformity"],
+        metrics=sts_correlations(left, right, scores),
+        interval=bootstrap_interval(cosine, scores),
+        **geometry(left, right, scores, pairs.scale),
         num_pairs=len(pairs),
         sources=pairs.sources,
         text_mode=text_mode,

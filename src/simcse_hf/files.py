@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from .errors import DataError
 
-STAGING = ".staging-"  # part of the name of a folder that is being written
+STAGING = ".staging-"  # begins the name of a folder that is being written
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 
 
@@ -139,23 +139,31 @@ def _finite(content):
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` whose entries move into `target` when the block succeeds.
+def staged_folder(target: Path, last: str | None = None) -> Iterator[Path]:
+    """A scratch folder in `target` whose entries move up into `target` when the block succeeds.
 
     When it fails the scratch folder is removed and `target` is as it was. Entries that exist in
-    `target` already are replaced; others there stay.
+    `target` already are replaced; others there stay. It lies inside, not beside, because `target`
+    may be a mounted volume, and only a move within one file system is a single step.
+
+    Args:
+        target: Made where it does not exist.
+        last: Name of the entry to move last: who sees it sees all the others.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{STAGING}"))
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target, prefix=STAGING))
     try:
         yield staging
-        target.mkdir(exist_ok=True)
+        made = False
         for file in staging.rglob("*"):  # safetensors writes files that only their owner may read
             file.chmod(0o755 if file.is_dir() else 0o644)
-        for entry in sorted(staging.iterdir()):
+        for entry in sorted(staging.iterdir(), key=lambda entry: (entry.name == last, entry.name)):
             destination = target / entry.name
             if destination.is_dir():
                 shutil.rmtree(destination)
             entry.replace(destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if made:
+            target.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from .configuration_simcse import SimCSEConfig
 from .evaluation import STSResult
 from .metrics import METRIC_NAMES
+from .sts_tasks import STS_TASKS
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -55,8 +57,6 @@ _SHOWN = (
     "max_grad_norm",
     "optim",
     "seed",
-    "bf16",
-    "fp16",
 )
 
 
@@ -69,7 +69,8 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
         results: Final scores of the released model.
         has_pooler: Whether AutoModel's class returns `pooler_output`.
     """
-    name = Path(run["arguments"]["training"]["output_dir"]).name or "model"
+    training = run["arguments"]["training"]
+    name = training.get("hub_model_id") or Path(training["output_dir"]).name or "model"
     unsupervised = run["data"]["shape"] == "sentences"
     licences = {source["licence"] for source in run["data"]["sources"] if "licence" in source}
     data = ModelCardData(
@@ -89,7 +90,7 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
         backbone=f"`{_public_name(run['arguments']['model']['model_name_or_path'])}`",
         method="unsupervised SimCSE" if unsupervised else "supervised SimCSE",
         method_ko="비지도 SimCSE" if unsupervised else "지도 SimCSE",
-        prompt=config.prompt,
+        prompt=json.dumps(config.prompt, ensure_ascii=False) if config.prompt else "",
         pooling_code=_pooling_code(config, has_pooler),
         pooling_note=_pooling_note(config, has_pooler),
         score_table=_score_table(results) if results else "This run was not evaluated.",
@@ -105,8 +106,8 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
 def eval_result_files(results: Sequence[STSResult]) -> dict[str, list[dict]]:
     """Content of `.eval_results/TASK.yaml` for each published set, as the Hub reads it.
 
-    The Hub wants a dataset of its own; where the score was made on the published file instead of that copy, the
-    notes say so.
+    The Hub wants a dataset of its own, and its copies of KorSTS hold fewer rows than the published files: a score
+    over the published file is not written under the copy's name.
     """
     return {
         result.task: eval_result_entries_to_yaml(
@@ -120,7 +121,7 @@ def eval_result_files(results: Sequence[STSResult]) -> dict[str, list[dict]]:
             ]
         )
         for result in results
-        if result.task in _HUB_DATASETS
+        if result.task in _HUB_DATASETS and result.num_pairs == STS_TASKS[result.task].hub_rows
     }
 
 
@@ -187,6 +188,7 @@ def _data_table(run: dict) -> str:
 def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
     training = run["arguments"]["training"]
     rows = {name: training[name] for name in _SHOWN if training.get(name) not in (None, -1)} | {
+        "mixed_precision": run["mixed_precision"],
         "processes": run["world_size"],
         "pooler_type": config.pooler_type,
         "mlp_only_train": config.mlp_only_train,

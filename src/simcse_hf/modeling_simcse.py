@@ -37,6 +37,8 @@ from .sentence_transformers_layout import SentenceTransformersLayout, read_layou
 # Sentences that share one padded pass of the backbone in training; see `_embed_views`.
 _ROWS_PER_BUCKET = 32
 
+_HUB_KWARGS = ("revision", "cache_dir", "token", "local_files_only")
+
 
 @dataclass
 class SimCSEOutput(ModelOutput):
@@ -156,17 +158,20 @@ class SimCSEModel(PreTrainedModel):
 
         One flat pass pads every sentence to the longest of the batch. Sorted by length and cut
         into passes of `_ROWS_PER_BUCKET`, each padded to its own longest, the same vectors cost
-        about a third of that on Korean NLI triplets.
+        about a third of that on Korean NLI triplets. Padding is on the right, as `ViewsCollator` puts it.
         """
         batch, views, length = input_ids.shape
         flat = {"input_ids": input_ids, "attention_mask": attention_mask, **backbone_inputs}
         flat = {name: tensor.reshape(batch * views, length) for name, tensor in flat.items()}
         lengths = flat["attention_mask"].sum(dim=1)  # (N,)
         order = lengths.argsort(stable=True)  # (N,)
-        buckets = order.split(_ROWS_PER_BUCKET)
+        # A GPU would rather have few large passes.
+        rows_per_bucket = _ROWS_PER_BUCKET if lengths.device.type == "cpu" else max(_ROWS_PER_BUCKET, len(order) // 4)
+        buckets = order.split(rows_per_bucket)
+        longest_of = lengths[torch.stack([rows[-1] for rows in buckets])].tolist()
         vectors = []
-        for rows, longest in zip(buckets, [lengths[rows[-1]] for rows in buckets], strict=True):
-            vectors.append(self.embed(**{name: tensor[rows, : int(longest)] for name, tensor in flat.items()})[0])
+        for rows, longest in zip(buckets, longest_of, strict=True):
+            vectors.append(self.embed(**{name: tensor[rows, :longest] for name, tensor in flat.items()})[0])
         embeddings = torch.cat(vectors)[order.argsort()]  # (N, D)
         return embeddings.unflatten(0, (batch, views))  # (B, V, D)
 
@@ -222,7 +227,7 @@ class SimCSEModel(PreTrainedModel):
         hub_kwargs: Mapping[str, str] | None = None,
         **simcse_config,
     ) -> SimCSEModel:
-        """Start from a pretrained encoder, in float32.
+        """Start from a pretrained encoder, in float32 and, as with `from_pretrained`, in evaluation mode.
 
         Args:
             name_or_path: Folder or Hub id of any encoder that AutoModel loads.
@@ -230,7 +235,7 @@ class SimCSEModel(PreTrainedModel):
                 encoder's own pretrained pooler (KoSimCSE-SKT).
             hidden_dropout_prob: Overrides the encoder's own, whatever it calls it.
             attention_probs_dropout_prob: Likewise.
-            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...
+            attn_implementation: `sdpa` or `eager`.
             trust_remote_code: Run code from the model repository.
             hub_kwargs: `revision`, `cache_dir`, `token`.
             simcse_config: Fields of `SimCSEConfig`.
@@ -263,7 +268,7 @@ class SimCSEModel(PreTrainedModel):
             model.head.dense.load_state_dict(backbone.pooler.dense.state_dict())
             backbone.pooler = None
         model.backbone = backbone
-        return model
+        return model.eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -277,7 +282,7 @@ class SimCSEModel(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         kwargs.setdefault("dtype", torch.float32)
         if config is None:
-            hub_kwargs = {key: kwargs[key] for key in ("revision", "cache_dir", "token") if key in kwargs}
+            hub_kwargs = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
             found = load_config(name, trust_remote_code=kwargs.get("trust_remote_code", False), **hub_kwargs)
             if found.model_type != SimCSEConfig.model_type:
                 layout = read_layout(name, **hub_kwargs)
@@ -286,8 +291,16 @@ class SimCSEModel(PreTrainedModel):
                         f"{name} is a plain '{found.model_type}' encoder and does not say how to pool its tokens. "
                         "Use SimCSEModel.from_backbone with a pooler_type."
                     )
-                return cls.from_layout(name, layout, dtype=kwargs["dtype"], hub_kwargs=hub_kwargs)
+                return cls.from_layout(
+                    name,
+                    layout,
+                    dtype=kwargs["dtype"],
+                    trust_remote_code=kwargs.get("trust_remote_code", False),
+                    hub_kwargs=hub_kwargs,
+                )
         wants_report = kwargs.pop("output_loading_info", False)
+        for decided_here in ("use_safetensors", "ignore_mismatched_sizes"):
+            kwargs.pop(decided_here, None)
         model, report = load_whole(super().from_pretrained, name, *model_args, config=config, **kwargs)
         return (model, report) if wants_report else model
 
@@ -298,11 +311,13 @@ class SimCSEModel(PreTrainedModel):
         layout: SentenceTransformersLayout,
         *,
         dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
         hub_kwargs: Mapping[str, str] | None = None,
     ) -> SimCSEModel:
         """Build the model that a sentence-transformers folder describes, in evaluation mode."""
         model = cls.from_backbone(
             name_or_path,
+            trust_remote_code=trust_remote_code,
             hub_kwargs=hub_kwargs,
             pooler_type=layout.pooler_type,
             first_hidden_state=layout.first_hidden_state,
@@ -312,4 +327,4 @@ class SimCSEModel(PreTrainedModel):
         model.config.max_seq_length = min((length for length in lengths if length), default=512)
         if layout.head is not None:
             model.head.dense.load_state_dict(layout.head)
-        return model.to(dtype).eval()
+        return model.to(dtype)

@@ -52,9 +52,15 @@ def build_triplets(rows: Iterable[NLIRow], rule: TripletRule, report: RowReport)
         label = label.strip().lower()
         if label not in _LABELS:
             report.bad_row("unknown_label", where, f"the label is {label!r}, not entailment, neutral or contradiction.")
-        elif label != "neutral":
+        elif label == "neutral":
+            report.drop("neutral_hypothesis", where)
+        else:
             hypotheses = (entailed if label == "entailment" else contradicting).setdefault(premise, {})
-            hypotheses.pop(hypothesis, None)
+            if hypotheses and rule == "last_wins":
+                report.drop("hypothesis_replaced_by_a_later_one", where)
+                hypotheses.clear()
+            elif hypothesis in hypotheses:
+                report.drop("repeated_hypothesis", where)
             hypotheses[hypothesis] = None
     triplets = []
     for premise, positives in entailed.items():
@@ -62,9 +68,6 @@ def build_triplets(rows: Iterable[NLIRow], rule: TripletRule, report: RowReport)
         if not negatives:
             report.drop("premise_without_contradiction", repr(premise[:40]))
             continue
-        positives, negatives = list(positives), list(negatives)
-        if rule == "last_wins":
-            positives, negatives = positives[-1:], negatives[-1:]
         for positive in positives:
             for negative in negatives:
                 if _NOT_A_SENTENCE in (premise, positive, negative):

@@ -15,10 +15,12 @@ class RowReport:
 
     Attributes:
         on_bad_row: `error` stops at the first malformed row; `skip` drops and counts it.
+        every_row_counts: An evaluation set or a corpus to be numbered by line: no row may be skipped.
         unit: What `kept` counts; NLI rows become triplets.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
+    every_row_counts: bool = False
     read: int = 0
     kept: int = 0
     unit: str = "rows"
@@ -37,7 +39,10 @@ class RowReport:
             DataError: Unless `on_bad_row` is `skip`.
         """
         if self.on_bad_row == "error":
-            raise DataError(f"{where}: {message} Mend the row, or set on_bad_row to skip to leave such rows out.")
+            cure = (
+                "Mend the row." if self.every_row_counts else "Mend the row, or set on_bad_row to skip to leave it out."
+            )
+            raise DataError(f"{where}: {message} {cure}")
         self.drop(reason, where)
 
     def as_dict(self) -> dict:

@@ -50,7 +50,10 @@ def format_table(scores: Sequence[Score]) -> str:
 def write_scores(scores: Sequence[Score], folder: Path) -> list[Path]:
     """Write `scores.json` (with the whole protocol) and `scores.csv`; returns their paths."""
     record = {
-        "protocol": "whole set encoded once in float32, one float64 correlation, vectors as the model gives them",
+        "protocol": (
+            "whole set encoded once in float32, one float64 correlation, vectors as the model gives them; text mode nfc: NFC, "
+            "invisible characters removed, white space folded"
+        ),
         "versions": package_versions(),
         "machine": f"{platform.system()} {platform.machine()}",
         "scores": [{"model": score.model, **score.result.as_dict()} for score in scores],

@@ -37,7 +37,7 @@ def read_corpus(path: str) -> list[str]:
     files = expand_paths(resolve_sample(path))
     if len(files) > 1:
         raise DataError(f"{path} means {len(files)} files; a corpus is one file, because results are numbered by line.")
-    report = RowReport()
+    report = RowReport(every_row_counts=True)
     table = read_table(files[0], report)
     shape, _ = shape_of(table)
     if shape != "sentences":

@@ -8,6 +8,7 @@ docs/differences.md). Both schemas are read.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from .configuration_simcse import SimCSEConfig
-from .errors import ModelError
+from .errors import ForeignModulesError, ModelError
+
+logger = logging.getLogger(__name__)
 
 # Ours -> the key of 1_Pooling/config.json. avg_top2 and avg_first_last become a mean behind a
 # WeightedLayerPooling module.
@@ -63,7 +66,7 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
         None when there is no `modules.json`.
 
     Raises:
-        ModelError: The module chain is one that `SimCSEModel` cannot express (for example an
+        ForeignModulesError: The module chain is one that `SimCSEModel` cannot express (for example an
             LSTM, a router or two Dense layers).
     """
     modules = _read_json(name_or_path, "modules.json", **hub_kwargs)
@@ -82,7 +85,7 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
         ["Pooling", "Dense"],
         ["WeightedLayerPooling", "Pooling"],
     ):
-        raise ModelError(
+        raise ForeignModulesError(
             f"{name_or_path} is a sentence-transformers model with the modules {' -> '.join(kinds)}; only Transformer -> "
             "Pooling [-> Dense] [-> Normalize] can be loaded here. Load it with sentence_transformers.SentenceTransformer."
         )
@@ -97,7 +100,7 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
     if "Dense" in paths:
         dense = _read_json(name_or_path, f"{paths['Dense']}/config.json", **hub_kwargs) or {}
         if pooler_type != "cls_before_pooler" or not dense.get("activation_function", "").endswith(".Tanh"):
-            raise ModelError(
+            raise ForeignModulesError(
                 f"{name_or_path} puts a Dense module ({dense.get('activation_function')}) behind '{pooler_type}' pooling; "
                 "only the tanh head behind cls pooling can be loaded here. Load it with sentence_transformers."
             )
@@ -191,7 +194,7 @@ def _pooler_type(name_or_path: str, pooling: dict) -> str:
     else:
         active = [key.split("_")[2] for key in _ALL_POOLING_KEYS if pooling.get(key)]
     if len(active) != 1 or active[0] not in _COMPACT_NAMES:
-        raise ModelError(
+        raise ForeignModulesError(
             f"{name_or_path} pools with {active or 'nothing'}; only cls, mean or max alone can be loaded here. "
             "Load it with sentence_transformers.SentenceTransformer."
         )
@@ -203,7 +206,7 @@ def _layer_mixture(name_or_path: str, start: int, weights: list[float]) -> tuple
         return "avg_top2", 1
     if start in (0, 1) and weights[0] == weights[-1] == 1.0 and not any(weights[1:-1]):
         return "avg_first_last", start
-    raise ModelError(
+    raise ForeignModulesError(
         f"{name_or_path} mixes its layers with the weights {weights}; only the average of the last two, or of the "
         "first and the last, can be loaded here. Load it with sentence_transformers.SentenceTransformer."
     )
@@ -230,14 +233,19 @@ def _read_tensors(name_or_path: str, filename: str, **hub_kwargs) -> dict[str, T
 
 
 def _find(name_or_path: str, filename: str, **hub_kwargs) -> str | None:
-    return cached_file(
-        name_or_path,
-        filename,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub_kwargs,
-    )
+    try:
+        return cached_file(
+            name_or_path,
+            filename,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            **hub_kwargs,
+        )
+    except OSError as error:
+        logger.warning(
+            "could not ask whether %s has a %s; going on as if it had none (%s)", name_or_path, filename, error
+        )
+        return None
 
 
 def _write_json(path: Path, content) -> None:

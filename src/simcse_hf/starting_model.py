@@ -35,6 +35,11 @@ def load_model(model_args: ModelArguments) -> tuple[SimCSEModel, PreTrainedToken
     if not model_args.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name a folder, a Hub id, or sample:encoder.")
     name = resolve_sample(model_args.model_name_or_path)
+    if (model_args.attn_implementation or "").startswith(("flash", "flex")):
+        raise ConfigError(
+            f"attn_implementation {model_args.attn_implementation} cannot be used yet: these kernels take no float32, in which "
+            "models are evaluated here. Use sdpa (the default) or eager."
+        )
     hub_kwargs = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     hub_kwargs = {key: value for key, value in hub_kwargs.items() if value is not None}
     overrides = {key: getattr(model_args, key) for key in _CONFIG_FIELDS if getattr(model_args, key) is not None}
@@ -89,7 +94,9 @@ def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_k
             )
     if model_args.head_init != "fresh":
         raise ConfigError(f"head_init applies to a plain encoder; {name} brings its own head.")
-    model = SimCSEModel.from_pretrained(name, **hub_kwargs)
+    model = SimCSEModel.from_pretrained(name, trust_remote_code=model_args.trust_remote_code, **hub_kwargs)
+    if model_args.attn_implementation is not None:
+        model.backbone.set_attn_implementation(model_args.attn_implementation)
     if overrides.get("pooler_type", model.config.pooler_type) != model.config.pooler_type:
         raise ConfigError(
             f"{name} was trained with pooler_type {model.config.pooler_type}; continuing with {overrides['pooler_type']} "

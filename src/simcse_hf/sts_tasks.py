@@ -68,10 +68,15 @@ def load_sts(task: str, *, data_dir: str | None = None, from_hub: bool = False, 
     Raises:
         DataError: Unknown or missing, with the places that were searched.
     """
-    report = RowReport()
+    report = RowReport(every_row_counts=True)
     if task in STS_TASKS:
         if from_hub:
-            return scored_pairs(read_hub_table(STS_TASKS[task].hub, report), task, text_mode=text_mode)
+            pairs = scored_pairs(read_hub_table(STS_TASKS[task].hub, report), task, text_mode=text_mode)
+            if len(pairs) != STS_TASKS[task].hub_rows:
+                logger.warning(
+                    "the Hub copy of %s now holds %d pairs, not %d.", task, len(pairs), STS_TASKS[task].hub_rows
+                )
+            return pairs
         path, published = find_sts_file(task, data_dir), STS_TASKS[task].rows
         pairs = scored_pairs(read_table(path, report), task, text_mode=text_mode)
         if len(pairs) != published:
@@ -101,7 +106,7 @@ def find_sts_file(task: str, data_dir: str | None = None) -> Path:
     if data_dir is None:
         raise DataError(
             f"'{task}' needs the file {STS_TASKS[task].filename}. Say where the data is with data_dir or the "
-            "environment variable SIMCSE_DATA_DIR, or take a copy from the Hub by asking for it (from_hub)."
+            f"environment variable SIMCSE_DATA_DIR, or ask for a copy from the Hub: hub:{STS_TASKS[task].hub}."
         )
     candidates = [
         Path(os.path.expanduser(data_dir)) / folder / STS_TASKS[task].filename for folder in STS_TASKS[task].folders

@@ -183,6 +183,8 @@ def _with_header(
         if header is None:
             raise DataError(f"{path} is empty.")
         column_names = [name.strip() for name in header]
+    if separator == "comma" and any("\t" in name for name in column_names):
+        raise DataError(f"{path} is called .csv, but its header is separated by tabs; save it as .tsv.")
     if repeated := {name for name in column_names if column_names.count(name) > 1}:
         raise DataError(f"{path}: the column name {sorted(repeated)[0]!r} occurs twice in the header.")
 
@@ -266,6 +268,12 @@ def _from_objects(
             if missing and not flat:
                 report.read += 1
                 report.bad_row("not_an_object", place, "the row is not an object with named fields.")
+                continue
+            late = [column for column in flat if column not in columns and "neg" in column.lower()]
+            if late:
+                report.read += 1
+                message = f"the field {late[0]!r} is not in the first row, which sets the columns."
+                report.bad_row("negative_not_in_the_first_row", place, message)
                 continue
             yield place, [flat.get(column) for column in columns]
 

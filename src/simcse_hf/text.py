@@ -1,7 +1,7 @@
 """What counts as the same sentence.
 
 Two sentences are the same when they are equal after `normalize_text`; everything that
-compares sentences (de-duplication, duplicate masking, leakage) uses this one definition.
+compares sentences (de-duplication, duplicate masking) uses this one definition.
 """
 
 from __future__ import annotations

@@ -87,8 +87,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     trainer = _build_trainer(model, training_args, train_dataset, eval_dataset, tokenizer, pairs)
     before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None and trainer.is_world_process_zero() else None
     clock["trained_from"] = time.perf_counter()
+    checkpoint = _checkpoint_to_resume(training_args)
+    if training_args.resume_from_checkpoint is not None:
+        logger.info("resuming from %s", checkpoint or "nothing: there is no checkpoint, so the run starts anew")
     try:
-        outcome = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(training_args))
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
     except ImportError as error:  # some options look for their package only now
         raise ConfigError(one_line(error)) from error
     clock["trained"] = time.perf_counter()
@@ -123,9 +126,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             publish(trained, tokenizer, record, results, output_dir, _probe_sentences(views, pairs))
         else:
             write_json(output_dir / "simcse_run.json", record)
-        if results:
-            model_name = Path(training_args.output_dir).name
-            write_scores([Score(model=model_name, result=result) for result in results], output_dir / "eval")
     trainer.accelerator.wait_for_everyone()
     return TrainingRun(
         output_dir=Path(training_args.output_dir),
@@ -151,6 +151,7 @@ def _record_of_settings(
         },
         "model_config": model.config.to_dict(),
         "world_size": training_args.world_size,
+        "mixed_precision": training_args.mixed_precision,
         "device": _device(training_args),
         "versions": package_versions(),
         "git_revision": git_revision(),
@@ -220,7 +221,10 @@ def load_training_views(data_args: DataArguments) -> TrainingViews:
         as_sentences=data_args.train_as == "sentences",
         deduplicate=data_args.deduplicate,
     )
-    if data_args.max_train_samples is not None:
+    if data_args.max_train_samples is not None and len(views.rows) > data_args.max_train_samples:
+        report.dropped["beyond_max_train_samples"] = len(views.rows) - data_args.max_train_samples
+        report.examples["beyond_max_train_samples"] = f"row {data_args.max_train_samples + 1:,} of those kept"
+        report.kept = data_args.max_train_samples
         return dataclasses.replace(views, rows=views.rows[: data_args.max_train_samples])
     return views
 
@@ -258,7 +262,7 @@ def publish(
     probe: list[str],
 ) -> None:
     """Write the release beside its place, check it with every loader, and only then move it there."""
-    with staged_folder(output_dir) as staging:
+    with staged_folder(output_dir, last="simcse_run.json") as staging:
         write_release(model, tokenizer, staging)
         record["release_check"] = check_release(staging, model, probe)
         has_pooler = any(name.startswith("pooler") for name in _weight_names(staging))
@@ -266,6 +270,8 @@ def publish(
         (staging / "README.md").write_text(str(card), encoding="utf-8")
         for task, entries in eval_result_files(results).items():
             write_json(staging / EVAL_RESULTS_FOLDER / f"{task}.yaml", entries)  # JSON is YAML
+        if results:
+            write_scores([Score(model=output_dir.name, result=result) for result in results], staging / "eval")
         write_json(staging / "simcse_run.json", record)
     checked = ", ".join(
         f"{loader} {'not installed' if difference is None else f'{difference:.0e}'}"
@@ -289,14 +295,14 @@ def _audit(
 
 
 def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
-    if training_args.fp16 and training_args.device.type == "cpu":
+    if training_args.mixed_precision == "fp16" and training_args.device.type == "cpu":
         raise ConfigError(
             "fp16 needs a GPU, and this run is on the CPU, where it would silently be float32. Add --fp16 false (or --bf16)."
         )
     output_dir = Path(training_args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")
-    resuming = training_args.resume_from_checkpoint is not None
+    resuming = _checkpoint_to_resume(training_args) is not None
     if (output_dir / "simcse_run.json").exists() and not resuming:
         raise ConfigError(
             f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
@@ -306,6 +312,15 @@ def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
             f"{output_dir} holds {Path(last).name} of an unfinished run. Go on with --resume_from_checkpoint auto, or remove "
             "that folder first."
         )
+    taken = [
+        name
+        for name in ("config.json", "model.safetensors", "modules.json", "README.md")
+        if (output_dir / name).exists()
+    ]
+    if taken and not resuming:
+        raise ConfigError(
+            f"output_dir {output_dir} holds a {taken[0]} that this run did not write and would replace. Name a new folder."
+        )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -314,7 +329,7 @@ def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
         # A run was killed while it wrote these.
         unfinished = [
             *output_dir.glob(f".checkpoint-*{PARTIAL}"),
-            *output_dir.parent.glob(f".{output_dir.name}{STAGING}*"),
+            *output_dir.glob(f"{STAGING}*"),
         ]
         for folder in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
@@ -325,9 +340,7 @@ def _checkpoint_to_resume(training_args: SimCSETrainingArguments) -> str | None:
     if wanted in (None, "", "false", "False"):
         return None
     if wanted in ("auto", "true", "True"):
-        found = get_last_checkpoint(training_args.output_dir)
-        logger.info("resuming from %s", found) if found else logger.info("no checkpoint to resume from; starting anew")
-        return found
+        return get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise ModelError(f"{wanted} is not a checkpoint: it has no trainer_state.json. Use auto to take the last one.")
     return wanted

@@ -17,10 +17,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import SimCSETrainingArguments
-from .callbacks import LastStepEvaluation
 from .collators import ViewsCollator
 from .errors import TrainingError
-from .evaluation import score_embeddings
+from .evaluation import geometry
 from .metrics import METRIC_NAMES
 from .modeling_simcse import SimCSEModel
 from .quiet import quiet_transformers
@@ -69,7 +68,8 @@ class SimCSETrainer(Trainer):
         """
         if train_dataset is not None:
             check_training_arguments(args, len(train_dataset))
-        callbacks = [LastStepEvaluation(), *callbacks]
+            explain_accumulation(args)
+        callbacks = list(callbacks)
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         super().__init__(
@@ -191,12 +191,9 @@ def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction]
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         embeddings1, embeddings2 = prediction.predictions[:, 0], prediction.predictions[:, 1]
         correlations = metric.compute(embeddings1=embeddings1, embeddings2=embeddings2, references=prediction.label_ids)
-        geometry = score_embeddings(
+        return {name: correlations[name] for name in (*METRIC_NAMES, "avg")} | geometry(
             torch.from_numpy(embeddings1), torch.from_numpy(embeddings2), prediction.label_ids, scale
         )
-        return {name: correlations[name] for name in (*METRIC_NAMES, "avg")} | {
-            name: geometry[name] for name in ("alignment", "uniformity")
-        }
 
     return compute_metrics
 
@@ -235,10 +232,23 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int) -> None:
         )
     if args.remove_unused_columns:
         raise TrainingError("remove_unused_columns must stay false: the training rows are token ids, not columns.")
+    if args.push_to_hub:
+        raise TrainingError(
+            "push_to_hub would upload checkpoints, optimiser included, and not the release. Leave it out, and upload the finished "
+            "output_dir with `hf upload`."
+        )
+    if args.early_stopping_patience is not None and args.eval_strategy == "no":
+        raise TrainingError(
+            "early_stopping_patience counts evaluations, and eval_strategy is no. Set eval_strategy to steps."
+        )
+
+
+def explain_accumulation(args: SimCSETrainingArguments) -> None:
+    """Say what gradient accumulation does not do to a contrastive loss."""
     if args.gradient_accumulation_steps > 1:
         logger.warning(
             "gradient_accumulation_steps=%d averages gradients; it does not enlarge the negatives: each step still "
             "compares %d rows with each other.",
             args.gradient_accumulation_steps,
-            per_process * processes,
+            args.per_device_train_batch_size * args.world_size,
         )

@@ -25,11 +25,16 @@ def git_revision() -> str | None:
     """Commit of the source tree this package runs from, `+changes` where it differs; None outside git."""
     folder = Path(__file__).parent
     try:
-        revision, changes = (
+        # The first fails where the package merely lies in somebody else's repository, as in a .venv there.
+        _, revision, changes = (
             subprocess.run(
                 ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
             ).stdout
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for arguments in (
+                ["ls-files", "--error-unmatch", Path(__file__).name],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return None
