@@ -114,9 +114,10 @@ def main() -> None:
 
 def run(name: str, seed: int) -> None:
     path = RESULTS / f"{name}-seed{seed}.json"
-    if path.exists():
-        return
     settings = dict(EXPERIMENTS[name][1])
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
+        return
+    stored = dict(settings)
     peer = settings.pop("peer", False)
     settings["model_name_or_path"] = str(MODELS / settings["model_name_or_path"])
     settings["train_file"] = [str(DATA / file) for file in settings["train_file"]]
@@ -133,6 +134,7 @@ def run(name: str, seed: int) -> None:
         "experiment": name,
         "shows": EXPERIMENTS[name][0],
         "seed": seed,
+        "settings": stored,
         **outcome,
         "seconds": round(seconds, 1),
         "hardware": f"CPU ({platform.machine()}), {torch.get_num_threads()} threads",
@@ -292,12 +294,12 @@ def report() -> str:
         lines.append("")
     if records:
         low, high = (100 * value for value in records[0]["interval"])
-        versions = ", ".join(f"{key} {value}" for key, value in records[0]["versions"].items())
+        versions = {", ".join(f"{key} {value}" for key, value in record["versions"].items()) for record in records}
         lines += [
             f"A single score here carries a 95 % bootstrap interval of about {(high - low) / 2:.1f} points either way, from the",
             "1,500 pairs alone; runs on the same pairs can be compared more finely than that.",
             "",
-            f"Hardware: {records[0]['hardware']}. Versions: {versions}.",
+            f"Hardware: {'; '.join(sorted({record['hardware'] for record in records}))}. Versions: {'; '.join(sorted(versions))}.",
             "",
         ]
     return "\n".join(lines)

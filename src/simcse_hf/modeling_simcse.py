@@ -156,9 +156,11 @@ class SimCSEModel(PreTrainedModel):
     def embed_views(self, input_ids: Tensor, attention_mask: Tensor, **backbone_inputs: Tensor) -> Tensor:
         """(B, V, T) -> (B, V, D), computing little of the padding.
 
-        One flat pass pads every sentence to the longest of the batch. Sorted by length and cut
-        into passes of `_ROWS_PER_BUCKET`, each padded to its own longest, the same vectors cost
-        about a third of that on Korean NLI triplets. Padding is on the right, as `ViewsCollator` puts it.
+        One flat pass pads every sentence to the longest of the batch. Here sentences are sorted by length and cut
+        into passes, each padded to its own longest; vectors and gradients are the same. For each real token of the
+        3,499 triplets of XNLI and KLUE-NLI dev (ko-e5-small's tokenizer, batches of 256, at most 64 tokens) a flat
+        pass computes 3.13, padding each view to its own longest 2.29, this 1.06; in batches of 64, 2.92, 2.04 and
+        1.25. Padding is on the right, as `ViewsCollator` puts it.
         """
         batch, views, length = input_ids.shape
         flat = {"input_ids": input_ids, "attention_mask": attention_mask, **backbone_inputs}
