@@ -18,6 +18,7 @@ def cls_pool(hidden: Tensor) -> Tensor:
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Average over the real tokens.    hidden (N, T, D), mask (N, T) of 0/1  ->  (N, D)
 
+    >>> import torch
     >>> hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
     >>> mean_pool(hidden, torch.tensor([[1, 1, 0]])).item()
     2.0
@@ -29,6 +30,7 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 def max_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Elementwise maximum over the real tokens.    hidden (N, T, D), mask (N, T)  ->  (N, D)
 
+    >>> import torch
     >>> hidden = torch.tensor([[[-1.0], [-3.0], [100.0]]])
     >>> max_pool(hidden, torch.tensor([[1, 1, 0]])).item()
     -1.0
