@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from .backbones import one_line
+from .backbones import one_line, without_pooler
 from .corpora import ScoredPairs, TrainingViews, training_views
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
@@ -265,7 +265,7 @@ def publish(
     with staged_folder(output_dir, last="simcse_run.json") as staging:
         write_release(model, tokenizer, staging)
         record["release_check"] = check_release(staging, model, probe)
-        has_pooler = any(name.startswith("pooler") for name in _weight_names(staging))
+        has_pooler = bool(without_pooler(model.config.text_config))
         card = model_card(record, model.config, results, has_pooler=has_pooler)
         (staging / "README.md").write_text(str(card), encoding="utf-8")
         for task, entries in eval_result_files(results).items():
@@ -352,13 +352,6 @@ def _probe_sentences(views: TrainingViews, pairs: ScoredPairs | None) -> list[st
         sentences += pairs.sentences1[:16]
     # One word, and one far beyond any max_seq_length: padding and truncation must agree too.
     return [*dict.fromkeys(sentences), "네", "아주 긴 문장 " * 200]
-
-
-def _weight_names(folder: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return list(file.keys())
 
 
 def _device(training_args: SimCSETrainingArguments) -> str:
