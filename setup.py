@@ -30,6 +30,7 @@ setup(
         "datasets>=4.4,<6",
         "evaluate>=0.4.6",
         "huggingface_hub>=1.3,<3",
+        "filelock>=3.13",
         "safetensors>=0.6",
         "scipy>=1.13",
         "numpy>=1.26",

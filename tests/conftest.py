@@ -71,6 +71,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_data_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fixtures that train for many tests are made before `own_data_cache`."""
+    os.environ["SIMCSE_CACHE_DIR"] = str(tmp_path_factory.mktemp("data-cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_data_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with an empty data cache."""
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(tmp_path_factory.mktemp("data-cache")))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

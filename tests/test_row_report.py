@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from simcse_hf.errors import DataError, SimCSEError
@@ -43,3 +45,15 @@ def test_the_record_of_a_run_gets_plain_values() -> None:
     record = report.as_dict()
     assert record == {"read": 3, "kept": 2, "unit": "rows", "dropped": {"duplicate": 1}}
     assert type(record["dropped"]) is dict
+
+
+def test_a_report_is_recalled_as_it_was() -> None:
+    first = RowReport(on_bad_row="skip", read=5, kept=2, unit="triplets")
+    first.drop("empty_sentence", "a.tsv, line 3")
+    first.bad_row("unknown_label", "a.tsv, line 4", "")
+    first.drop("empty_sentence", "a.tsv, line 5")
+    second = RowReport()
+    second.recall(json.loads(json.dumps(first.remembered())))
+    assert str(second) == str(first) and second.as_dict() == first.as_dict()
+    second.drop("empty_sentence", "b.tsv, line 1")
+    assert second.dropped["empty_sentence"] == 3 and first.dropped["empty_sentence"] == 2

@@ -67,6 +67,47 @@ def test_the_size_of_a_tokenizer_call_does_not_show(monkeypatch: pytest.MonkeyPa
     assert np.array_equal(store.tokens, whole.tokens) and np.array_equal(store.offsets, whole.offsets)
 
 
+@pytest.mark.parametrize("max_length", [3, 16])
+@pytest.mark.parametrize("prompt", ["", "질문: "])
+@pytest.mark.parametrize("split_special_tokens", [False, True])
+def test_many_sentences_are_tokenised_as_one_by_one(max_length: int, prompt: str, split_special_tokens: bool) -> None:
+    """More than the few that are always tokenised by the ordinary call."""
+    tokenizer = load_tokenizer(str(SAMPLES["encoder"]), split_special_tokens=split_special_tokens)
+    sentences = [f"{number} {sentence} [SEP] {number * 7}" for number in range(40) for sentence in SENTENCES]
+    store = SentenceStore.build(sentences, tokenizer, max_length=max_length, prompt=prompt)
+    assert contents(store) == [
+        tokenizer(prompt + sentence, truncation=True, max_length=max_length)["input_ids"] for sentence in sentences
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=60, max_size=80))
+def test_many_of_any_text_are_tokenised_as_one_by_one(sentences: list[str]) -> None:
+    assert contents(SentenceStore.build(sentences, TOKENIZER, max_length=8)) == one_by_one(sentences, 8)
+
+
+def test_many_sentences_do_not_go_through_the_ordinary_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, asked = load_tokenizer(str(SAMPLES["encoder"])), []
+    ordinary = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer),
+        "__call__",
+        lambda self, text, **kwargs: asked.append(len(text)) or ordinary(self, text, **kwargs),
+    )
+    SentenceStore.build(SENTENCES * 50, tokenizer, max_length=16)
+    assert max(asked) < 300, "the fast way is not taken: the tests of it would be vacuous"
+
+
+def test_a_tokenizer_with_ways_of_its_own_keeps_them() -> None:
+    class Polite(type(TOKENIZER)):
+        def __call__(self, texts, **kwargs):
+            return super().__call__([f"네 {text}" for text in texts], **kwargs)
+
+    tokenizer = Polite.from_pretrained(str(SAMPLES["encoder"]))
+    store = SentenceStore.build(SENTENCES * 50, tokenizer, max_length=16)
+    assert contents(store) == one_by_one([f"네 {sentence}" for sentence in SENTENCES * 50], 16)
+
+
 def test_an_empty_store_has_no_sentences() -> None:
     store = SentenceStore.build([], TOKENIZER, max_length=16)
     assert (len(store), store.lengths.tolist(), store.tokens.dtype) == (0, [], np.int32)

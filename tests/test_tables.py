@@ -316,6 +316,15 @@ def test_places_in_parquet_are_row_numbers_from_zero(tmp_path: Path) -> None:
     assert list(table.rows) == [(f"{table.name}, row 0", ["가"]), (f"{table.name}, row 1", [None])]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_parquet_file_of_many_row_groups_is_read_whole(tmp_path: Path, suffix: str) -> None:
+    texts = [f"문장 {number}" for number in range(25_000)]
+    path = tmp_path / f"a.parquet{suffix}"
+    with pyarrow.output_stream(str(path), compression={"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]) as stream:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), stream, row_group_size=7000)
+    assert [text for _, (text,) in read_table(path, RowReport()).rows] == texts
+
+
 def test_another_file_called_parquet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
         read(write(tmp_path, "text\n가\n" * 10, "a.parquet"))

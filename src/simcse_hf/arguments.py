@@ -24,6 +24,7 @@ _LEAST = {
     "dataloader_num_workers": 0,
     "early_stopping_patience": 1,
     "max_train_samples": 1,
+    "gradient_cache_tokens": 1,
 }
 
 
@@ -73,7 +74,7 @@ class ModelArguments:
     attention_probs_dropout_prob: float | None = field(
         default=None, metadata=_help("Overrides the encoder's own attention dropout.")
     )
-    attn_implementation: str | None = field(default=None, metadata=_help("sdpa or eager."))
+    attn_implementation: str | None = field(default=None, metadata=_help("sdpa (packed rows) or eager (padded)."))
     model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a Hub id."))
     cache_dir: str | None = field(default=None, metadata=_help("Where Hub files are kept."))
     trust_remote_code: bool = field(default=False, metadata=_help("Run code from the model repository."))
@@ -103,6 +104,10 @@ class DataArguments:
     )
     deduplicate: bool = field(default=True, metadata=_help("Drop rows equal to an earlier row."))
     max_train_samples: int | None = field(default=None, metadata=_help("Use only the first so many rows."))
+    data_cache_dir: str | None = field(
+        default=None,
+        metadata=_help("Where tokenised training data is kept; else SIMCSE_CACHE_DIR, else ~/.cache/simcse_hf."),
+    )
     eval_task: str | None = field(
         default="korsts-dev",
         metadata=_help("Scored while training and used to choose the checkpoint: a task, a file, sample:sts, or none."),
@@ -120,7 +125,7 @@ class DataArguments:
 
 @dataclass
 class SimCSETrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of this field, and three arguments more."""
+    """`transformers.TrainingArguments` with the defaults of this field, and four arguments more."""
 
     # SimCSE trains for one epoch (unsupervised) to three; HF's default is three.
     num_train_epochs: float = field(default=1.0, metadata=_help("Passes over the training rows."))
@@ -142,6 +147,13 @@ class SimCSETrainingArguments(TrainingArguments):
     # Our dataset yields token ids, not columns.
     remove_unused_columns: bool = field(default=False, metadata=_help("Must stay false."))
 
+    gradient_cache_tokens: int | None = field(
+        default=None,
+        metadata=_help(
+            "Gradient caching: hold the activations of about so many tokens at a time and compute them twice. The loss and "
+            "its gradients are those of the whole batch, which may so be of any size."
+        ),
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata=_help("Stop after so many evaluations without a better score.")
     )

@@ -26,6 +26,7 @@ from .tables import Table, numbered
 from .text import normalize_text
 
 Shape = Literal["nli", "scored", "triplets", "pairs", "sentences"]
+PlacedViews = tuple[str, tuple[str, ...]]  # place for messages, one sentence a view
 
 _NLI_COLUMNS = [
     ("sentence1", "sentence2", "gold_label"),
@@ -46,13 +47,14 @@ class TrainingViews:
     """Rows for a contrastive loss: anchor, positive, hard negatives.
 
     Attributes:
-        rows: Normalised sentences; all rows have the same number of views. Unlabelled
-            sentences appear as rows of one; the second view is the same sentence again.
+        rows: Normalised sentences, in memory or decoded from disk when asked for; all rows have
+            the same number of views. Unlabelled sentences appear as rows of one; the second view
+            is the same sentence again.
         shape: What the source tables were.
         sources: One entry for each file: path, sha256, rows.
     """
 
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     shape: Shape
     sources: list[dict]
     report: RowReport
@@ -91,7 +93,9 @@ def training_views(
     as_sentences: bool = False,
     deduplicate: bool = True,
 ) -> TrainingViews:
-    """Read tables of one shape into rows of views.
+    """Read tables of one shape into rows of views, held in memory.
+
+    `training_corpus` gives the same rows from disk, for corpora of any size.
 
     Args:
         tables: All of the same shape; NLI premises are matched across them.
@@ -102,6 +106,47 @@ def training_views(
 
     Raises:
         DataError: Unusable or differing columns, or no row left.
+    """
+    shape, rows = complete_rows(tables, report, triplet_rule=triplet_rule, as_sentences=as_sentences)
+    kept, seen = [], set()
+    for where, row in rows:
+        if deduplicate and row in seen:
+            report.drop("duplicate", where)
+        else:
+            kept.append(row)
+            seen.add(row)
+    report.kept = len(kept)
+    check_some_are_left(tables, report)
+    return TrainingViews(rows=kept, shape=shape, sources=[table.source for table in tables], report=report)
+
+
+def check_some_are_left(tables: Sequence[Table], report: RowReport) -> None:
+    """Refuse an empty corpus.
+
+    Raises:
+        DataError: No row was kept.
+    """
+    if not report.kept:
+        raise DataError(f"no training rows are left of {', '.join(table.name for table in tables)}.\n{report}")
+
+
+def complete_rows(
+    tables: Sequence[Table],
+    report: RowReport,
+    *,
+    triplet_rule: TripletRule = "last_wins",
+    as_sentences: bool = False,
+) -> tuple[Shape, Iterator[PlacedViews]]:
+    """The shape of the tables, and their rows one by one: normalised, none empty, repeated ones included.
+
+    Args:
+        tables: All of the same shape; NLI rows alone are held in memory, to match their premises.
+        report: Counts rows dropped.
+        triplet_rule: See `nli`.
+        as_sentences: Take every sentence of every text column as unlabelled.
+
+    Raises:
+        DataError: Unusable or differing columns; while iterating, a malformed row.
     """
     shapes = {table.name: "sentences" if as_sentences else shape_of(table)[0] for table in tables}
     if len(set(shapes.values())) > 1:
@@ -115,7 +160,7 @@ def training_views(
         )
     if shape == "nli":
         report.unit = "triplets"
-        rows: Iterator[tuple[str, tuple[str, ...]]] = (
+        rows: Iterator[PlacedViews] = (
             ("", triplet) for triplet in build_triplets(_complete_nli_rows(tables, report), triplet_rule, report)
         )
     elif shape == "sentences":
@@ -123,13 +168,7 @@ def training_views(
         rows = chain.from_iterable(_sentences(table, as_sentences) for table in tables)
     else:
         rows = chain.from_iterable(_column_values(table, shape_of(table)[1]) for table in tables)
-    kept = list(_clean(rows, report, deduplicate))
-    report.kept = len(kept)
-    if not kept:
-        raise DataError(f"no training rows are left of {', '.join(shapes)}.\n{report}")
-    if len({len(row) for row in kept}) > 1:
-        raise DataError("the training files have different numbers of negatives; make them equal, or train separately.")
-    return TrainingViews(rows=kept, shape=shape, sources=[table.source for table in tables], report=report)
+    return shape, _complete(rows, report)
 
 
 def scored_pairs(
@@ -212,9 +251,7 @@ def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[Shape, list[s
     )
 
 
-def _column_values(
-    table: Table, columns: Sequence[str], *, normalize: bool = True
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _column_values(table: Table, columns: Sequence[str], *, normalize: bool = True) -> Iterator[PlacedViews]:
     positions = [table.columns.index(column) for column in columns]
     for where, fields in table.rows:
         values = [fields[position] for position in positions]
@@ -235,7 +272,7 @@ def _complete_nli_rows(tables: Sequence[Table], report: RowReport) -> Iterator[t
                 report.drop("empty_sentence", where)
 
 
-def _sentences(table: Table, as_sentences: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _sentences(table: Table, as_sentences: bool) -> Iterator[PlacedViews]:
     shape, columns = shape_of(table, as_sentences=as_sentences)
     if as_sentences and shape in ("nli", "scored"):
         columns = columns[:2]
@@ -244,19 +281,17 @@ def _sentences(table: Table, as_sentences: bool) -> Iterator[tuple[str, tuple[st
             yield where, (value,)
 
 
-def _clean(
-    rows: Iterator[tuple[str, tuple[str, ...]]], report: RowReport, deduplicate: bool
-) -> Iterator[tuple[str, ...]]:
-    seen = set()
+def _complete(rows: Iterator[PlacedViews], report: RowReport) -> Iterator[PlacedViews]:
+    views = None
     for where, row in rows:
         if not all(row):
             report.drop("empty_sentence", where)
-        elif deduplicate and row in seen:
-            report.drop("duplicate", where)
-        else:
-            if deduplicate:
-                seen.add(row)
-            yield row
+            continue
+        if len(row) != (views := views or len(row)):
+            raise DataError(
+                "the training files have different numbers of negatives; make them equal, or train separately."
+            )
+        yield where, row
 
 
 def _strip_punctuation(text: str) -> str:

@@ -49,6 +49,16 @@ class RowReport:
         """JSON-ready, for the record of a run."""
         return {"read": self.read, "kept": self.kept, "unit": self.unit, "dropped": dict(self.dropped)}
 
+    def remembered(self) -> dict:
+        """JSON-ready, for `recall`: everything that was found out."""
+        return {**self.as_dict(), "examples": self.examples}
+
+    def recall(self, remembered: dict) -> None:
+        """Take over the counts of an earlier reading of the same data."""
+        self.read, self.kept, self.unit = remembered["read"], remembered["kept"], remembered["unit"]
+        self.dropped = Counter(remembered["dropped"])
+        self.examples = dict(remembered["examples"])
+
     def __str__(self) -> str:
         lines = [f"{self.read:,} rows read, {self.kept:,} {self.unit} kept"]
         lines += [

@@ -5,18 +5,19 @@ Axes: N rows, V views.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-logger = logging.getLogger(__name__)
+from .arrow_column import ArrowColumn
 
 _SENTENCES_PER_CALL = 10_000
+_SENTENCES_COMPARED = 50
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,63 @@ class SentenceStore:
             prompt: Put before every sentence.
             show_progress: Draw a progress bar.
         """
-        pieces, lengths = [], []
-        starts = range(0, len(sentences), _SENTENCES_PER_CALL)
-        for start in tqdm(starts, desc="Tokenising", unit="0k sentences", disable=not show_progress):
-            chunk = [prompt + sentence for sentence in sentences[start : start + _SENTENCES_PER_CALL]]
-            encoded = tokenizer(
-                chunk, truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
-            )["input_ids"]
-            lengths += [len(ids) for ids in encoded]
-            pieces.append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded]))
-        tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-        return cls(tokens=tokens, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        tokenise = BatchTokeniser(tokenizer, max_length=max_length, prompt=prompt)
+        tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+        with tqdm(total=len(sentences), desc="Tokenising", unit=" sentences", disable=not show_progress) as progress:
+            for start in range(0, len(sentences), _SENTENCES_PER_CALL):
+                ids, counts = tokenise(sentences[start : start + _SENTENCES_PER_CALL], np.int32)
+                tokens.append(ids)
+                lengths.append(counts)
+                progress.update(len(counts))
+        return cls(tokens=np.concatenate(tokens), offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
+
+
+class BatchTokeniser:
+    """Token ids of many sentences at once, as `tokenizer(...)` gives them and half as fast again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, prompt: str = ""):
+        """Remember how to tokenise.
+
+        Args:
+            tokenizer: One backed by `tokenizers` uses all cores.
+            max_length: Tokens, special ones included; longer sentences are cut.
+            prompt: Put before every sentence.
+        """
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._prompt = prompt
+
+    def __call__(self, sentences: Sequence[str], dtype: type[np.integer]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids end to end in `dtype`, and the tokens of each sentence, int64.
+
+        Raises:
+            OverflowError: An id does not fit `dtype`.
+        """
+        texts = [self._prompt + sentence for sentence in sentences]
+        if len(texts) <= _SENTENCES_COMPARED or not isinstance(self._tokenizer, TokenizersBackend):
+            return _end_to_end(self._ordinary(texts) if texts else [], dtype)
+        # The ordinary call leaves its truncation set in the backend, where the direct one finds it.
+        ordinary = self._ordinary(texts[:_SENTENCES_COMPARED])
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(texts)
+        if [encoding.ids for encoding in encodings[:_SENTENCES_COMPARED]] != ordinary:  # a class with ways of its own
+            return _end_to_end(self._ordinary(texts), dtype)
+        lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        return np.fromiter(ids, dtype=dtype, count=int(lengths.sum())), lengths
+
+    def _ordinary(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self._max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+
+
+def _end_to_end(ids: Sequence[Sequence[int]], dtype: type[np.integer]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(sentence) for sentence in ids], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum())), lengths
 
 
 def index_rows(rows: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
@@ -87,9 +134,19 @@ class ViewsDataset(Dataset):
     An item is `{"views": [V arrays of token ids], "sentence_ids": (V,) int64}`, with `score`
     where the rows are scored. The index of a sentence is its identity: the store holds distinct
     sentences, in an order that is the same on every process.
+
+    Attributes:
+        store: In memory, or a mapped column of token ids.
+        rows: Indices into it: (N, V) in memory, or a mapped column of N lists. A list of one
+            stands for two views of a sentence.
     """
 
-    def __init__(self, store: SentenceStore, rows: np.ndarray, scores: Sequence[float] | None = None):
+    def __init__(
+        self,
+        store: SentenceStore | ArrowColumn,
+        rows: np.ndarray | ArrowColumn,
+        scores: Sequence[float] | None = None,
+    ):
         self.store = store
         self.rows = rows
         self.scores = scores
@@ -118,7 +175,9 @@ class ViewsDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[index]
+        row = self.rows[index].astype(np.int64)
+        if len(row) == 1:
+            row = row.repeat(2)
         item = {"views": [self.store[sentence] for sentence in row], "sentence_ids": row}
         if self.scores is not None:
             item["score"] = self.scores[index]
@@ -131,14 +190,35 @@ class ViewsDataset(Dataset):
         return ViewsDataset(self.store, self.rows[order], scores)
 
     def statistics(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, float]:
-        """Counts that reveal a wrong tokenizer or a too small `max_length`."""
-        lengths = self.store.lengths
-        unknown = tokenizer.unk_token_id
+        """What `TokenCounts` says of a set in memory."""
+        counts = TokenCounts(tokenizer, max_length)
+        counts.add(self.store.tokens, self.store.lengths)
+        return counts.statistics(rows=len(self), views=int(self.rows.shape[1]))
+
+
+class TokenCounts:
+    """Counts that reveal a wrong tokenizer or a too small `max_length`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self._unknown_id = tokenizer.unk_token_id
+        self._max_length = max_length
+        self._sentences = self._tokens = self._at_max_length = self._unknown = 0
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Count sentences: their ids end to end, and the tokens of each."""
+        self._sentences += len(lengths)
+        self._tokens += len(tokens)
+        self._at_max_length += int((lengths >= self._max_length).sum())
+        if self._unknown_id is not None:
+            self._unknown += int((tokens == self._unknown_id).sum())
+
+    def statistics(self, *, rows: int, views: int) -> dict[str, float]:
+        """The counts, with the size of the set that the sentences make up."""
         return {
-            "rows": len(self),
-            "views": int(self.rows.shape[1]),
-            "distinct_sentences": len(self.store),
-            "mean_tokens": round(float(lengths.mean()), 2),
-            "at_max_length": int((lengths >= max_length).sum()),
-            "unknown_tokens": int((self.store.tokens == unknown).sum()) if unknown is not None else 0,
+            "rows": rows,
+            "views": views,
+            "distinct_sentences": self._sentences,
+            "mean_tokens": round(self._tokens / self._sentences, 2),
+            "at_max_length": self._at_max_length,
+            "unknown_tokens": self._unknown,
         }

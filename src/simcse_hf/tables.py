@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import DataError
-from .files import format_of, open_bytes, read_lines, sha256_of
+from .files import COMPRESSIONS, format_of, open_bytes, read_lines, sha256_of
 from .official_files import OFFICIAL_FILES, bears_an_official_name
 from .row_report import RowReport
 
@@ -60,7 +61,20 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
     return found
 
 
-def read_table(path: Path, report: RowReport, column_names: Sequence[str] | None = None) -> Table:
+def source_of(path: Path) -> dict:
+    """What identifies a local file: path and sha256, and the official name and licence where recognised."""
+    sha256 = sha256_of(path)
+    source = {"path": str(path), "sha256": sha256, "rows": None}
+    if official := OFFICIAL_FILES.get(sha256):
+        source |= {"official": official.name, "licence": official.licence}
+    elif bears_an_official_name(path):
+        source["note"] = f"called like a published file ({path.name}) but its content differs"
+    return source
+
+
+def read_table(
+    path: Path, report: RowReport, column_names: Sequence[str] | None = None, *, source: dict | None = None
+) -> Table:
     """Open one local file.
 
     Args:
@@ -68,6 +82,7 @@ def read_table(path: Path, report: RowReport, column_names: Sequence[str] | None
             or `.parquet`; text formats may be compressed.
         report: Counts rows read and malformed.
         column_names: Header of a `.tsv` or `.csv` file that has none.
+        source: What `source_of` found, if it was asked before.
 
     Raises:
         DataError: Unknown format, empty or undecodable file, malformed row.
@@ -77,13 +92,8 @@ def read_table(path: Path, report: RowReport, column_names: Sequence[str] | None
         raise DataError(f"{path} has the format '{kind or 'none'}'; these can be read: {', '.join(FORMATS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
-    sha256 = sha256_of(path)
-    official = OFFICIAL_FILES.get(sha256)
-    source = {"path": str(path), "sha256": sha256, "rows": None}
-    if official:
-        source |= {"official": official.name, "licence": official.licence}
-    elif bears_an_official_name(path):
-        source["note"] = f"called like a published file ({path.name}) but its content differs"
+    source = source or source_of(path)
+    official = OFFICIAL_FILES.get(source["sha256"])
     reader = {
         ".txt": _read_txt,
         ".tsv": _read_tsv,
@@ -236,16 +246,22 @@ def _read_jsonl(path: Path, report: RowReport, column_names: list[str]) -> tuple
 
 
 def _read_parquet(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    records = ((f"{path}, row {index}", record) for index, record in enumerate(_parquet_records(path)))
+    return _from_objects(path, records, report)
+
+
+def _parquet_records(path: Path) -> Iterator[dict]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with open_bytes(path) as stream:
-            table = pyarrow.parquet.read_table(stream)
+            # Parquet is read from its end, and a compressed stream has none until it is unpacked.
+            source = io.BytesIO(stream.read()) if path.suffix.lower() in COMPRESSIONS else stream
+            for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=10_000):
+                yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is not a Parquet file ({error}).") from None
-    records = ((f"{path}, row {index}", record) for index, record in enumerate(table.to_pylist()))
-    return _from_objects(path, records, report)
 
 
 def _from_objects(

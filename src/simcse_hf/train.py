@@ -15,7 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from .backbones import one_line, without_pooler
-from .corpora import ScoredPairs, TrainingViews, training_views
+from .cache_folder import cache_root
+from .corpora import ScoredPairs, TrainingViews
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, ModelError, SimCSEError, TrainingError
@@ -24,15 +25,15 @@ from .files import STAGING, staged_folder, write_json
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .release import check_release, write_release
-from .row_report import RowReport
 from .sample import resolve_sample
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
 from .starting_model import load_model
 from .sts_tasks import load_sts
-from .tables import expand_paths, read_hub_table, read_table
+from .tables import expand_paths
 from .tokenization import check_tokenizer
 from .trainer import PARTIAL, SimCSETrainer, check_training_arguments, check_weights
+from .training_corpus import Reading, tokenized_views, views_of_files, views_of_hub_dataset
 from .versions import git_revision, package_versions
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     set_seed(training_args.seed)
 
     # Data
-    views = load_training_views(data_args)
+    show_progress = training_args.should_log and not training_args.disable_tqdm
+    views = load_training_views(data_args, show_progress=show_progress)
     logger.info("training data: %s", views.report)
     pairs = load_evaluation_pairs(data_args, training_args)
     final_sets = [load_sts(task, data_dir=data_args.data_dir) for task in data_args.final_tasks or []]
@@ -72,10 +74,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     config = model.config
     check_tokenizer(tokenizer, config.text_config, config.max_seq_length, reads_cls=config.reads_cls)
     options = {"max_length": config.max_seq_length, "prompt": config.prompt}
-    train_dataset = ViewsDataset.build(
-        views.rows, tokenizer, **options, show_progress=training_args.should_log and not training_args.disable_tqdm
+    train_dataset, statistics = tokenized_views(
+        views, tokenizer, cache_root(data_args.data_cache_dir), **options, show_progress=show_progress
     )
-    statistics = train_dataset.statistics(tokenizer, config.max_seq_length)
     logger.info("tokenised: %s", ", ".join(f"{name} {value:,}" for name, value in statistics.items()))
     eval_dataset = None
     if pairs is not None:
@@ -199,34 +200,28 @@ def _build_trainer(
     return trainer
 
 
-def load_training_views(data_args: DataArguments) -> TrainingViews:
-    """Read `train_file` or `train_dataset`.
+def load_training_views(data_args: DataArguments, *, show_progress: bool = False) -> TrainingViews:
+    """Read `train_file` or `train_dataset`, or find what was read of the same before.
 
     Raises:
-        ConfigError: Neither or both are given.
+        ConfigError: Neither or both are given, or the cache cannot be written.
         DataError: See `corpora.training_views`.
     """
     if bool(data_args.train_file) == bool(data_args.train_dataset):
         raise ConfigError("give exactly one of train_file (local files) and train_dataset (a Hub id).")
-    report = RowReport(on_bad_row=data_args.on_bad_row)
-    if data_args.train_dataset:
-        tables = [read_hub_table(data_args.train_dataset, report)]
-    else:
-        paths = expand_paths([resolve_sample(path) for path in data_args.train_file])
-        tables = [read_table(path, report, data_args.column_names) for path in paths]
-    views = training_views(
-        tables,
-        report,
+    reading = Reading(
+        column_names=data_args.column_names,
         triplet_rule=data_args.triplet_rule,
         as_sentences=data_args.train_as == "sentences",
         deduplicate=data_args.deduplicate,
+        max_rows=data_args.max_train_samples,
+        on_bad_row=data_args.on_bad_row,
     )
-    if data_args.max_train_samples is not None and len(views.rows) > data_args.max_train_samples:
-        report.dropped["beyond_max_train_samples"] = len(views.rows) - data_args.max_train_samples
-        report.examples["beyond_max_train_samples"] = f"row {data_args.max_train_samples + 1:,} of those kept"
-        report.kept = data_args.max_train_samples
-        return dataclasses.replace(views, rows=views.rows[: data_args.max_train_samples])
-    return views
+    root = cache_root(data_args.data_cache_dir)
+    if data_args.train_dataset:
+        return views_of_hub_dataset(data_args.train_dataset, reading, root, show_progress=show_progress)
+    paths = expand_paths([resolve_sample(path) for path in data_args.train_file])
+    return views_of_files(paths, reading, root, show_progress=show_progress)
 
 
 def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainingArguments) -> ScoredPairs | None:
@@ -283,7 +278,7 @@ def publish(
 def _audit(
     model: SimCSEModel, dataset: ViewsDataset, views: TrainingViews, training_args: SimCSETrainingArguments
 ) -> DropoutAudit:
-    longest = int(dataset.store.lengths[:1000].argmax())
+    longest = max(range(min(len(dataset.store), 1000)), key=lambda sentence: len(dataset.store[sentence]))
     audit = audit_dropout(model, torch.from_numpy(dataset.store[longest].astype("int64")))
     logger.info("%s", audit)
     if views.unsupervised and not audit.views_differ and not training_args.allow_no_dropout:

@@ -1,0 +1,132 @@
+"""A cache of prepared data: folders named by what they were made from, whole or not there.
+
+Whoever finds a folder missing builds it under a lock; others wait and read. It is safe to
+delete the cache at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import ConfigError
+from .files import write_json
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+_END = 1 << 16  # bytes at either end of a file that are compared with the manifest
+_NO_PLACE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
+
+def cache_root(folder: str | None = None) -> Path:
+    """Where the cache lies: the folder given, else `SIMCSE_CACHE_DIR`, else `~/.cache/simcse_hf`."""
+    return Path(os.path.expanduser(folder or os.environ.get("SIMCSE_CACHE_DIR") or "~/.cache/simcse_hf")).absolute()
+
+
+def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict]) -> tuple[Path, dict]:
+    """The folder made from `key`, built unless it is there.
+
+    Args:
+        root: The cache.
+        kind: Begins the folder's name.
+        key: JSON-ready; everything the content depends on.
+        build: Writes files into an empty folder and returns a JSON-ready record to keep with them.
+
+    Returns:
+        The folder, and the record.
+
+    Raises:
+        ConfigError: The cache cannot be read or written.
+    """
+    folder = root / f"{kind}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:40]}"
+    with _naming_the_cure(root):
+        if (record := _record_if_whole(folder)) is not None:
+            logger.info("read from the data cache: %s", folder)
+            return folder, record
+        root.mkdir(parents=True, exist_ok=True)
+    with _naming_the_cure(root), _locked(root / f".{folder.name}.lock", folder):
+        if (record := _record_if_whole(folder)) is not None:  # another process was faster
+            return folder, record
+        if folder.exists():
+            logger.warning("%s in the data cache is damaged or incomplete; it is made again.", folder)
+            shutil.rmtree(folder)
+        partial = root / f".{folder.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        try:
+            record = build(partial)
+            files = {file.name: _fingerprint(file, sync=True) for file in sorted(partial.iterdir())}
+            write_json(partial / _MANIFEST, {"key": key, "record": record, "files": files})
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder, record
+
+
+def _record_if_whole(folder: Path) -> dict | None:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        whole = all(_fingerprint(folder / name) == found for name, found in manifest["files"].items())
+        return manifest["record"] if whole else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _fingerprint(path: Path, *, sync: bool = False) -> dict:
+    """Size, and a digest of both ends: reading all of a large file would delay every start."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256()
+        for start in (0, max(size - _END, 0)):
+            file.seek(start)
+            digest.update(file.read(_END))
+        if sync:
+            os.fsync(file.fileno())
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+@contextmanager
+def _locked(lock_file: Path, folder: Path) -> Iterator[None]:
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process, which is preparing %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _naming_the_cure(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename is not None and root not in [Path(error.filename), *Path(error.filename).parents]
+        if error.errno not in _NO_PLACE or (elsewhere and Path(error.filename) not in root.parents):
+            raise
+        raise ConfigError(
+            f"cannot use the data cache {root}: {os.strerror(error.errno)}. Make room there, or name another folder with "
+            "data_cache_dir or the environment variable SIMCSE_CACHE_DIR."
+        ) from error
