@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -21,26 +20,17 @@ import time
 from pathlib import Path
 
 import torch
+from paths import DATA, MODELS, NLI_FILES, RESULTS
 
 from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_hf.evaluation import evaluate_sts
-from simcse_hf.files import write_json, write_text
+from simcse_hf.files import write_json
 from simcse_hf.losses import duplicate_mask
 from simcse_hf.sentence_store import index_rows
 from simcse_hf.sts_tasks import load_sts
 from simcse_hf.train import load_training_views, train
 from simcse_hf.versions import package_versions
 
-RESULTS = Path(__file__).parent / "results"
-REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-DATA = Path(os.environ.get("SIMCSE_DATA_DIR", "../shared/data"))
-MODELS = Path(os.environ.get("SIMCSE_MODELS_DIR", "../shared/models"))
-
-NLI_FILES = [
-    "KorNLUDatasets/KorNLI/xnli.test.ko.tsv",
-    "KorNLUDatasets/KorNLI/xnli.dev.ko.tsv",
-    "klue/klue-nli-v1.1_dev.json",
-]
 LAST = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 SUPERVISED = {
     "train_file": NLI_FILES,
@@ -97,6 +87,8 @@ NOTES = [
 
 
 def main() -> None:
+    from report import write_report  # which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -108,8 +100,7 @@ def main() -> None:
             for name in arguments.experiments:
                 run(name, seed)
         write_json(RESULTS / "triplet_rules.json", compare_triplet_rules())
-    write_text(REPORT, report())
-    print(f"written: {REPORT}")
+    write_report()
 
 
 def run(name: str, seed: int) -> None:
@@ -242,7 +233,7 @@ def compare_triplet_rules() -> list[dict]:
 
 
 def report() -> str:
-    """docs/benchmarks.md, every number from benchmarks/results."""
+    """The first part of docs/benchmarks.md, every number from benchmarks/results."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-seed*.json"))]
     lines = [
         "# Benchmarks",

@@ -13,8 +13,19 @@ PACKAGE = Path(simcse_hf.__file__).parent
 
 # A module may import only from the layers above its own.
 LAYERS = [
-    {"errors", "text", "distributed", "quiet", "versions", "official_files", "configuration_simcse"},
-    {"files", "row_report", "pooling", "similarity", "backbones", "sample"},
+    {"errors", "text", "distributed", "quiet", "versions", "official_files", "configuration_simcse", "cpu_kernels"},
+    {
+        "files",
+        "row_report",
+        "numbering",
+        "arrow_column",
+        "shuffled_rows",
+        "pooling",
+        "similarity",
+        "backbones",
+        "sample",
+        "packing",
+    },
     {
         "sentence_transformers_layout",
         "tokenization",
@@ -23,10 +34,14 @@ LAYERS = [
         "losses",
         "metrics",
         "sentence_store",
+        "cache_folder",
         "collators",
+        "attention",
+        "passes",
     },
-    {"corpora", "modeling_simcse", "sts_metric"},
-    {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit"},
+    {"corpora", "embedding", "sts_metric"},
+    {"modeling_simcse"},
+    {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit", "training_corpus"},
     {"starting_model", "search", "score_report", "parser", "release", "model_card", "trainer"},
     {"benchmark", "train"},
     {"cli"},
@@ -84,7 +99,7 @@ def test_only_the_trainer_knows_the_trainer() -> None:
 
 
 def test_the_core_maths_needs_no_transformers() -> None:
-    for name in ("pooling", "similarity", "losses", "metrics", "collators", "distributed"):
+    for name in ("pooling", "similarity", "losses", "metrics", "collators", "distributed", "packing", "passes"):
         assert not any(module.startswith("transformers") for module in outside_imports(PACKAGE / f"{name}.py")), name
 
 

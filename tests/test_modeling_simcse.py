@@ -14,6 +14,7 @@ from conftest import BACKBONES, POOLERS, SENTENCES
 from transformers import AutoConfig, AutoModel
 
 from simcse_hf import SimCSEConfig, SimCSEModel
+from simcse_hf.cpu_kernels import cpu_kernels
 from simcse_hf.errors import ModelError
 from simcse_hf.pooling import pool
 
@@ -63,7 +64,7 @@ def test_cutting_a_batch_by_length_changes_no_vector_and_no_gradient(kind, text_
     inputs = views(batch)
     gradients = []
     for rows in (4, 10**6):
-        monkeypatch.setattr("simcse_hf.modeling_simcse._ROWS_PER_BUCKET", rows)
+        monkeypatch.setattr("simcse_hf.passes._CPU_BUCKET_SENTENCES", rows)
         model.zero_grad()
         output = model(**inputs)
         output.loss.backward()
@@ -113,7 +114,9 @@ def test_the_head_acts_as_the_config_says(text_config, batch):
             torch.manual_seed(0)
             trained = model(**batch).pooler_output
             torch.manual_seed(0)
-            torch.testing.assert_close(trained, model.head(model.backbone(**batch).last_hidden_state[:, 0]))
+            with cpu_kernels(model.device):
+                bare = model.backbone(**batch).last_hidden_state[:, 0]
+            torch.testing.assert_close(trained, model.head(bare))
     assert SimCSEModel(SimCSEConfig(text_config=text_config(), pooler_type="avg")).head is None
 
 

@@ -50,12 +50,15 @@ def without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if takes_it else {}
 
 
+def first_position(text_config: PreTrainedConfig) -> int:
+    """The position id of a sentence's first token."""
+    return (text_config.pad_token_id or 0) + 1 if text_config.model_type in _OFFSET_POSITIONS else 0
+
+
 def position_limit(text_config: PreTrainedConfig) -> int | None:
     """The most tokens an encoder takes; None where positions are not a table."""
     positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is None or text_config.model_type not in _OFFSET_POSITIONS:
-        return positions
-    return positions - (text_config.pad_token_id or 0) - 1
+    return positions if positions is None else positions - first_position(text_config)
 
 
 def override_dropout(text_config: PreTrainedConfig, names: tuple[str, ...], value: float | None) -> None:

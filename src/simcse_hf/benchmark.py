@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_encoder(
-    name_or_path: str, *, batch_size: int = 64, show_progress: bool = False, **options
+    name_or_path: str, *, batch_tokens: int = 16_384, show_progress: bool = False, **options
 ) -> tuple[Callable[[list[str]], np.ndarray], dict]:
     """A function from sentences to vectors, and what to say about it.
 
@@ -28,7 +28,7 @@ def open_encoder(
 
     Args:
         name_or_path: Anything `SentenceEncoder.from_pretrained` or SentenceTransformer loads.
-        batch_size: Sentences in one pass.
+        batch_tokens: Tokens in one batch.
         show_progress: Draw a progress bar.
         options: Passed to `SentenceEncoder.from_pretrained`.
     """
@@ -49,6 +49,7 @@ def open_encoder(
         if options.get("max_seq_length") is not None:
             peer.max_seq_length = options["max_seq_length"]
         prompt = options.get("prompt")
+        batch_size = max(1, batch_tokens // (peer.max_seq_length or 512))
         return (
             lambda sentences: peer.encode(sentences, batch_size=batch_size, prompt=prompt),
             {
@@ -60,7 +61,7 @@ def open_encoder(
             },
         )
     return (
-        lambda sentences: encoder.encode(sentences, batch_size=batch_size, show_progress=show_progress),
+        lambda sentences: encoder.encode(sentences, batch_tokens=batch_tokens, show_progress=show_progress),
         encoder.describe(),
     )
 
@@ -72,7 +73,7 @@ def run_benchmark(
     data_dir: str | None = None,
     from_hub: bool = False,
     text_mode: str = "nfc",
-    batch_size: int = 64,
+    batch_tokens: int = 16_384,
     show_progress: bool = False,
     **encoder_options,
 ) -> list[Score]:
@@ -84,14 +85,16 @@ def run_benchmark(
         models: See `open_encoder`.
         tasks: See `sts_tasks.load_sts`.
         data_dir, from_hub, text_mode: See `sts_tasks.load_sts`.
-        batch_size: Sentences in one pass; does not change the scores.
+        batch_tokens: Tokens in one batch; does not change the scores.
         show_progress: Draw progress bars.
         encoder_options: `pooler_type`, `prompt`, `max_seq_length`, `device`, `trust_remote_code`.
     """
     sets = [load_sts(task, data_dir=data_dir, from_hub=from_hub, text_mode=text_mode) for task in tasks]
     scores = []
     for model in models:
-        encode, description = open_encoder(model, batch_size=batch_size, show_progress=show_progress, **encoder_options)
+        encode, description = open_encoder(
+            model, batch_tokens=batch_tokens, show_progress=show_progress, **encoder_options
+        )
         scores += [
             Score(model=model, result=evaluate_sts(encode, pairs, encoder=description, text_mode=text_mode))
             for pairs in sets

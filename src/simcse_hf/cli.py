@@ -18,6 +18,7 @@ from .errors import ConfigError, DataError, SimCSEError
 
 logger = logging.getLogger("simcse_hf")
 
+_DTYPES = ["float32", "bfloat16", "float16"]
 _POOLERS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "max")
 # safetensors and torch.save raise errors without an errno.
 _WORDS_OF_A_FULL_DISK = (
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--output", type=Path, required=True, metavar="FILE.npy", help="float32 (N, D)")
     encode.add_argument("--normalize", action="store_true", help="scale vectors to unit length")
     _add_encoder_options(encode)
+    encode.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
     encode.set_defaults(run=_encode)
 
     search = commands.add_parser("search", help="the most similar sentences of a file", allow_abbrev=False)
@@ -120,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--top_k", type=_at_least_one, default=5)
     search.add_argument("--json", action="store_true", help="print JSON")
     _add_encoder_options(search)
+    search.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
     search.set_defaults(run=_search)
     return parser
 
@@ -130,7 +133,7 @@ def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help="text before every sentence")
     parser.add_argument("--max_seq_length", type=_at_least_one, help="in tokens")
-    parser.add_argument("--batch_size", type=_at_least_one, default=64)
+    parser.add_argument("--batch_tokens", type=_at_least_one, default=16_384, help="tokens in one batch")
     parser.add_argument("--device", help="cpu, cuda, mps, ...")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code from the model repository")
 
@@ -180,7 +183,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         from_hub=arguments.from_hub,
         text_mode=arguments.text_mode,
-        batch_size=arguments.batch_size,
+        batch_tokens=arguments.batch_tokens,
         show_progress=sys.stderr.isatty(),
         **_encoder_options(arguments),
     )
@@ -214,15 +217,23 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from .search import read_corpus, write_vectors
 
+    processes = PartialState(cpu=arguments.device == "cpu")
+    if processes.num_processes > 1 and arguments.device is None:
+        arguments.device = processes.device
     encoder = _load_encoder(arguments)
     vectors = encoder.encode(
         read_corpus(arguments.file),
-        batch_size=arguments.batch_size,
+        batch_tokens=arguments.batch_tokens,
         normalize=arguments.normalize or None,
-        show_progress=True,
+        show_progress=processes.is_main_process,
+        across_processes=True,
     )
+    if not processes.is_main_process:
+        return 0
     write_vectors(arguments.output, vectors)
     print(f"written: {arguments.output}, {vectors.shape[0]} x {vectors.shape[1]} float32")
     return 0
@@ -233,7 +244,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
     corpus = read_corpus(arguments.corpus)
     encoder = _load_encoder(arguments)
-    found = search(encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_size=arguments.batch_size)
+    found = search(encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_tokens=arguments.batch_tokens)
     if arguments.json:
         records = [
             {
@@ -252,10 +263,13 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _load_encoder(arguments: argparse.Namespace):
+    import torch
+
     from .encoder import SentenceEncoder
     from .sample import resolve_sample
 
-    return SentenceEncoder.from_pretrained(resolve_sample(arguments.model), **_encoder_options(arguments))
+    options = _encoder_options(arguments) | {"dtype": getattr(torch, arguments.dtype)}
+    return SentenceEncoder.from_pretrained(resolve_sample(arguments.model), **options)
 
 
 def _explain(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""Rows of views -> one padded batch.    Axes: B items, V views, T tokens."""
+"""Rows of views -> one batch, packed or padded.    Axes: B items, V views, T tokens."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .packing import RowLayout, packed_rows
+
 
 class ViewsCollator:
-    """Pads the views of a batch to one (B, V, T) block.
+    """Lays the views of a batch end to end in rows, or pads them to one (B, V, T) block.
 
     The sentences are copied in one step by index arithmetic; nothing loops over tokens.
     """
 
-    def __init__(self, pad_token_id: int):
+    def __init__(self, pad_token_id: int, layout: RowLayout | None = None):
+        """Choose the shape of batches.
+
+        Args:
+            pad_token_id: Of the tokenizer.
+            layout: Of packed rows; None pads.
+        """
         self.pad_token_id = pad_token_id
+        self.layout = layout
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Tensor]:
         """Collate items of a `ViewsDataset`.
@@ -25,17 +34,23 @@ class ViewsCollator:
             items: All with the same number of views.
 
         Returns:
-            `input_ids`, `attention_mask` and `sentence_ids`, (B, V, T), (B, V, T) and (B, V),
-            int64; with `scores` (B,) float32 where the items are scored.
+            Packed: see `packing.packed_rows`, with `sentence_starts` and `sentence_lengths` (B, V). Padded:
+            `input_ids` and `attention_mask` (B, V, T). Either with `sentence_ids` (B, V), all int64; and with
+            `scores` (B,) float32 where the items are scored.
         """
         sentences = [view for item in items for view in item["views"]]
-        input_ids, attention_mask = pad(sentences, self.pad_token_id)  # (B*V, T)
         views = len(items[0]["views"])
-        batch = {
-            "input_ids": input_ids.unflatten(0, (-1, views)),
-            "attention_mask": attention_mask.unflatten(0, (-1, views)),
-            "sentence_ids": torch.from_numpy(np.stack([item["sentence_ids"] for item in items])),
-        }
+        if self.layout is None:
+            input_ids, attention_mask = pad(sentences, self.pad_token_id)  # (B*V, T)
+            batch = {
+                "input_ids": input_ids.unflatten(0, (-1, views)),
+                "attention_mask": attention_mask.unflatten(0, (-1, views)),
+            }
+        else:
+            batch = packed_rows(sentences, self.layout, self.pad_token_id)
+            for name in ("sentence_starts", "sentence_lengths"):
+                batch[name] = batch[name].unflatten(0, (-1, views))
+        batch["sentence_ids"] = torch.from_numpy(np.stack([item["sentence_ids"] for item in items]))
         if "score" in items[0]:
             batch["scores"] = torch.tensor([item["score"] for item in items], dtype=torch.float32)
         return batch

@@ -47,3 +47,10 @@ def gather_values(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(gathered, rows)
     return torch.cat(gathered, dim=0)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Elementwise sum over all processes, without gradient; the result is the same on each of them."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values

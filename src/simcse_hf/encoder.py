@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .backbones import load_config
 from .collators import pad
 from .configuration_simcse import SimCSEConfig
+from .distributed import rank, sum_over_processes, world_size
 from .errors import ModelError
 from .modeling_simcse import SimCSEModel
+from .packing import packed_rows
 from .sentence_store import SentenceStore, index_rows
 from .sentence_transformers_layout import read_layout
 from .similarity import cosine_matrix
@@ -110,45 +113,61 @@ class SentenceEncoder:
         self,
         sentences: str | Sequence[str],
         *,
-        batch_size: int = 64,
+        batch_tokens: int = 16_384,
         normalize: bool | None = None,
         show_progress: bool = False,
+        across_processes: bool = False,
     ) -> np.ndarray:
         """Sentence vectors, in the order of `sentences`.
 
-        Equal sentences are computed once, and batches are formed by length.
+        Equal sentences are computed once, and batches are formed by length: packed where the encoder can be, else
+        with little padding.
 
         Args:
             sentences: N sentences, or one. Text is normalised as in training.
-            batch_size: Sentences in one pass.
+            batch_tokens: Tokens in one batch, padding included.
             normalize: Scale to unit length; default: as the model folder says.
             show_progress: Draw a progress bar.
+            across_processes: Under `accelerate launch` or torchrun, every process computes its share and gets all
+                vectors. All processes must call this with the same sentences.
 
         Returns:
             (N, D) float32, or (D,) for one sentence given as a string.
 
         Raises:
-            ValueError: `batch_size` below 1.
+            ValueError: `batch_tokens` below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
         if isinstance(sentences, str):
-            return self.encode([sentences], batch_size=batch_size, normalize=normalize)[0]
+            options = {"batch_tokens": batch_tokens, "normalize": normalize, "across_processes": across_processes}
+            return self.encode([sentences], **options)[0]
         distinct, rows = index_rows([[normalize_text(sentence)] for sentence in sentences])
         config = self.model.config
         store = SentenceStore.build(distinct, self.tokenizer, max_length=config.max_seq_length, prompt=config.prompt)
-        vectors = np.empty((len(store), config.text_config.hidden_size), dtype=np.float32)
         order = np.argsort(-store.lengths, kind="stable")  # longest first: memory trouble shows at once
+        if across_processes:
+            order = order[rank() :: world_size()]
+        vectors = np.zeros((len(store), config.text_config.hidden_size), dtype=np.float32)
         with tqdm(total=len(order), desc="Encoding", unit="sentences", disable=not show_progress) as progress:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                input_ids, mask = pad([store[index] for index in chosen], self.tokenizer.pad_token_id)
-                embedded, _ = self.model.embed(input_ids.to(self.model.device), mask.to(self.model.device))
-                vectors[chosen] = embedded.float().cpu().numpy()
+            for chosen in _batches(order, store.lengths[order], batch_tokens):
+                vectors[chosen] = self._embed([store[index] for index in chosen]).float().cpu().numpy()
                 progress.update(len(chosen))
+        if across_processes:
+            # Every sentence was computed by one process, and is zero on the others.
+            vectors = sum_over_processes(torch.from_numpy(vectors).to(self.model.device)).cpu().numpy()
         if self.normalize if normalize is None else normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
         return vectors[rows.reshape(-1)]
+
+    def _embed(self, sentences: Sequence[np.ndarray]) -> Tensor:
+        """(N, D) of N sentences, longest first."""
+        model, layout = self.model, self.model.row_layout()
+        if layout is not None:
+            batch = packed_rows(sentences, layout, self.tokenizer.pad_token_id)
+            return model.embed_rows(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+        input_ids, mask = pad(sentences, self.tokenizer.pad_token_id)
+        return model.embed(input_ids.to(model.device), mask.to(model.device))[0]
 
     def similarity(self, left: str | Sequence[str], right: str | Sequence[str]) -> np.ndarray:
         """Cosine of every sentence of `left` with every sentence of `right`.
@@ -173,3 +192,12 @@ class SentenceEncoder:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "hidden_size": config.text_config.hidden_size,
         }
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Cut sentences, longest first, so that a batch padded to its longest has at most so many tokens, or one sentence."""
+    start = 0
+    while start < len(order):
+        end = start + max(1, batch_tokens // int(lengths[start]))
+        yield order[start:end]
+        start = end

@@ -3,7 +3,7 @@
 Axes: B items, V views (anchor, positive, hard negatives ...), N = B*V sentences, T tokens,
 D hidden size, W processes.
 
-Training, evaluation, encoding and export all take their vectors from `SimCSEModel.embed`.
+Training, evaluation, encoding and export all take their vectors from `embedding`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import AutoModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .attention import enable_packing
 from .backbones import (
     ATTENTION_DROPOUTS,
     HIDDEN_DROPOUTS,
@@ -29,13 +30,10 @@ from .backbones import (
 )
 from .configuration_simcse import SimCSEConfig
 from .distributed import gather_values, gather_with_gradient, rank
+from .embedding import EmbedsSentences
 from .errors import ModelError
 from .losses import contrastive_logits, duplicate_mask, simcse_loss
-from .pooling import pool
 from .sentence_transformers_layout import SentenceTransformersLayout, read_layout
-
-# Sentences that share one padded pass of the backbone in training; see `_embed_views`.
-_ROWS_PER_BUCKET = 32
 
 _HUB_KWARGS = ("revision", "cache_dir", "token", "local_files_only")
 
@@ -71,11 +69,12 @@ class SimCSEHead(nn.Module):
         return torch.tanh(self.dense(pooled))
 
 
-class SimCSEModel(PreTrainedModel):
+class SimCSEModel(EmbedsSentences, PreTrainedModel):
     """A sentence encoder that knows its own contrastive loss.
 
-    `forward` with `input_ids` (B, V, T) returns `loss`, `logits` and `embeddings`; with (N, T)
-    it returns `pooler_output`, the sentence embedding, and `last_hidden_state`.
+    `forward` with views, `input_ids` (B, V, T) or packed rows, returns `loss`, `logits` and
+    `embeddings`; with sentences (N, T) it returns `pooler_output`, the sentence embedding, and
+    `last_hidden_state`.
     """
 
     config_class = SimCSEConfig
@@ -95,6 +94,7 @@ class SimCSEModel(PreTrainedModel):
         self.backbone = AutoModel.from_config(config.text_config, **without_pooler(config.text_config))
         self.head = SimCSEHead(config.text_config.hidden_size) if config.has_head else None
         self.post_init()
+        enable_packing(self.backbone)
 
     def forward(
         self,
@@ -102,80 +102,40 @@ class SimCSEModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         sentence_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        sentence_starts: Tensor | None = None,
+        sentence_lengths: Tensor | None = None,
     ) -> SimCSEOutput:
         """Loss of a batch of views, or embeddings of plain sentences.
 
         Args:
-            input_ids: (B, V, T) views: the anchor, its positive, then its hard negatives; or
-                (N, T) sentences. int64.
-            attention_mask: Same shape, 1 for real tokens; all real when left out.
+            input_ids: (B, V, T) views: the anchor, its positive, then its hard negatives; (N, T)
+                sentences; or (R, L) packed rows (see `packing`). int64.
+            attention_mask: Same shape, 1 for real tokens; all real when left out. Not for packed rows.
             sentence_ids: (B, V) integer; equal sentences share an id, and are then never each
                 other's negatives (unless the config says otherwise).
-            token_type_ids: Same shape as `input_ids`.
+            token_type_ids: Same shape as `input_ids`. Not for packed rows.
+            position_ids: (R, L) of packed rows, starting at 0 in each sentence.
+            sentence_starts: (B, V) positions of the views in the flattened packed rows.
+            sentence_lengths: (B, V) their tokens.
 
         Raises:
             ValueError: `input_ids` of another rank, or views of a single item, whose loss would
                 be zero without any negative.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        if input_ids.dim() == 2:
+        if input_ids.dim() == 2 and sentence_starts is None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
             vectors, last_hidden_state = self.embed(input_ids, attention_mask, **extra)
             return SimCSEOutput(embeddings=vectors, pooler_output=vectors, last_hidden_state=last_hidden_state)
-        if input_ids.dim() != 3:
-            raise ValueError(
-                f"input_ids has the shape {tuple(input_ids.shape)}; SimCSEModel takes sentences (N, T) or views (B, V, T)."
-            )
-        embeddings = self.embed_views(input_ids, attention_mask, **extra)  # (B, V, D)
+        embeddings = self.embed_batch(
+            input_ids, attention_mask, position_ids, sentence_starts, sentence_lengths, **extra
+        )  # (B, V, D)
         logits, first_positive = self.contrast(embeddings, sentence_ids)
         return SimCSEOutput(
             loss=simcse_loss(logits, first_positive=first_positive), logits=logits, embeddings=embeddings
         )
-
-    def embed(self, input_ids: Tensor, attention_mask: Tensor, **backbone_inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sentence vectors (N, D) and token vectors (N, T, D) of `input_ids` (N, T).
-
-        The head acts as the config says: in training mode wherever there is one, in evaluation
-        mode only where it belongs to the shipped vector.
-        """
-        config = self.config
-        output = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            output_hidden_states=config.needs_all_hidden_states,
-            **backbone_inputs,
-        )
-        last = output.last_hidden_state  # (N, T, D)
-        layers = (*output.hidden_states[:-1], last) if config.needs_all_hidden_states else (last,)
-        vectors = pool(config.pooler_type, layers, attention_mask, first_hidden_state=config.first_hidden_state)
-        if self.head is not None and (self.training or config.head_at_inference):
-            vectors = self.head(vectors)
-        return vectors, last
-
-    def embed_views(self, input_ids: Tensor, attention_mask: Tensor, **backbone_inputs: Tensor) -> Tensor:
-        """(B, V, T) -> (B, V, D), computing little of the padding.
-
-        One flat pass pads every sentence to the longest of the batch. Here sentences are sorted by length and cut
-        into passes, each padded to its own longest; vectors and gradients are the same. For each real token of the
-        3,499 triplets of XNLI and KLUE-NLI dev (ko-e5-small's tokenizer, batches of 256, at most 64 tokens) a flat
-        pass computes 3.13, padding each view to its own longest 2.29, this 1.06; in batches of 64, 2.92, 2.04 and
-        1.25. Padding is on the right, as `ViewsCollator` puts it.
-        """
-        batch, views, length = input_ids.shape
-        flat = {"input_ids": input_ids, "attention_mask": attention_mask, **backbone_inputs}
-        flat = {name: tensor.reshape(batch * views, length) for name, tensor in flat.items()}
-        lengths = flat["attention_mask"].sum(dim=1)  # (N,)
-        order = lengths.argsort(stable=True)  # (N,)
-        # A GPU would rather have few large passes.
-        rows_per_bucket = _ROWS_PER_BUCKET if lengths.device.type == "cpu" else max(_ROWS_PER_BUCKET, len(order) // 4)
-        buckets = order.split(rows_per_bucket)
-        longest_of = lengths[torch.stack([rows[-1] for rows in buckets])].tolist()
-        vectors = []
-        for rows, longest in zip(buckets, longest_of, strict=True):
-            vectors.append(self.embed(**{name: tensor[rows, :longest] for name, tensor in flat.items()})[0])
-        embeddings = torch.cat(vectors)[order.argsort()]  # (N, D)
-        return embeddings.unflatten(0, (batch, views))  # (B, V, D)
 
     def contrast(self, embeddings: Tensor, sentence_ids: Tensor | None = None) -> tuple[Tensor, int]:
         """Logits of this process's anchors against the candidates of all processes.
@@ -270,6 +230,7 @@ class SimCSEModel(PreTrainedModel):
             model.head.dense.load_state_dict(backbone.pooler.dense.state_dict())
             backbone.pooler = None
         model.backbone = backbone
+        enable_packing(backbone)
         return model.eval()
 
     @classmethod

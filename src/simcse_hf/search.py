@@ -68,12 +68,17 @@ def nearest(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def search(
-    encoder: SentenceEncoder, queries: Sequence[str], corpus: Sequence[str], *, top_k: int = 5, batch_size: int = 64
+    encoder: SentenceEncoder,
+    queries: Sequence[str],
+    corpus: Sequence[str],
+    *,
+    top_k: int = 5,
+    batch_tokens: int = 16_384,
 ) -> list[list[Hit]]:
     """The `top_k` sentences of `corpus` most similar to each query, best first."""
     scores, indices = nearest(
-        encoder.encode(list(queries), batch_size=batch_size),
-        encoder.encode(corpus, batch_size=batch_size, show_progress=len(corpus) > 1000),
+        encoder.encode(list(queries), batch_tokens=batch_tokens),
+        encoder.encode(corpus, batch_tokens=batch_tokens, show_progress=len(corpus) > 1000),
         top_k,
     )
     return [

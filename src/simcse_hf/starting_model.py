@@ -8,6 +8,7 @@ import logging
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments
+from .attention import enable_packing
 from .backbones import load_config
 from .configuration_simcse import SimCSEConfig
 from .errors import ConfigError, ModelError
@@ -37,8 +38,8 @@ def load_model(model_args: ModelArguments) -> tuple[SimCSEModel, PreTrainedToken
     name = resolve_sample(model_args.model_name_or_path)
     if (model_args.attn_implementation or "").startswith(("flash", "flex")):
         raise ConfigError(
-            f"attn_implementation {model_args.attn_implementation} cannot be used yet: these kernels take no float32, in which "
-            "models are evaluated here. Use sdpa (the default) or eager."
+            f"attn_implementation {model_args.attn_implementation} cannot be chosen: models are evaluated in float32, which "
+            "these kernels do not take. Leave it out: packed rows use flash kernels by themselves wherever they can."
         )
     hub_kwargs = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     hub_kwargs = {key: value for key, value in hub_kwargs.items() if value is not None}
@@ -97,6 +98,7 @@ def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_k
     model = SimCSEModel.from_pretrained(name, trust_remote_code=model_args.trust_remote_code, **hub_kwargs)
     if model_args.attn_implementation is not None:
         model.backbone.set_attn_implementation(model_args.attn_implementation)
+        enable_packing(model.backbone)
     if overrides.get("pooler_type", model.config.pooler_type) != model.config.pooler_type:
         raise ConfigError(
             f"{name} was trained with pooler_type {model.config.pooler_type}; continuing with {overrides['pooler_type']} "

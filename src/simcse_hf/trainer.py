@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,6 +25,7 @@ from .metrics import METRIC_NAMES
 from .modeling_simcse import SimCSEModel
 from .quiet import quiet_transformers
 from .sentence_store import ViewsDataset
+from .shuffled_rows import lighten
 from .sts_metric import STSCorrelations
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
 
 
 class SimCSETrainer(Trainer):
-    """Trains a `SimCSEModel` on views and evaluates it on scored pairs.
+    """Trains a `SimCSEModel` on views, packed where its encoder can, and evaluates it on scored pairs.
 
     Evaluation yields the eight corpus-level correlations, `avg`, `alignment` and `uniformity`.
     The loss is never rescaled: it is a mean over comparisons within a batch, so multiplying it
@@ -69,13 +71,22 @@ class SimCSETrainer(Trainer):
         if train_dataset is not None:
             check_training_arguments(args, len(train_dataset))
             explain_accumulation(args)
+        model.gradient_cache_tokens = args.gradient_cache_tokens
+        if args.torch_compile:
+            model.compile_encoder(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        if model.row_layout(args.device) is None:
+            logger.info(
+                "a '%s' encoder with %s attention is not packed; its batches are padded within passes of similar length.",
+                model.backbone.config.model_type,
+                model.backbone.config._attn_implementation,
+            )
         callbacks = list(callbacks)
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         super().__init__(
             model=model,
             args=args,
-            data_collator=ViewsCollator(processing_class.pad_token_id),
+            data_collator=ViewsCollator(processing_class.pad_token_id, model.row_layout(args.device)),
             train_dataset=train_dataset,
             eval_dataset=None if eval_dataset is None else eval_dataset.sorted_by_length(),
             processing_class=processing_class,
@@ -98,6 +109,16 @@ class SimCSETrainer(Trainer):
                 f"({self.args.learning_rate:g}), or use bf16 or fp32 instead of fp16."
             )
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _build_accelerator_args(self, **kwargs):
+        # accelerate would compile the whole model, whose number of passes differs from batch to batch.
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin()}
+
+    def get_train_dataloader(self):
+        """As in Trainer; the same order of rows without a Python integer for each of them."""
+        loader = super().get_train_dataloader()
+        lighten(loader)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""
@@ -126,11 +147,12 @@ class SimCSETrainer(Trainer):
     ) -> tuple[None, Tensor | None, Tensor | None]:
         """Embeddings (B, 2, D) and scores (B,) of a batch of pairs, in float32 whatever the training precision."""
         inputs = self._prepare_inputs(inputs)
-        # The wrapped forward would autocast under bf16 and fp16; `embed_views` is not wrapped.
-        encoder = self.accelerator.unwrap_model(model)
+        scores = inputs.pop("scores")
+        # The wrapped forward would autocast under bf16 and fp16; `embed_batch` is not wrapped.
+        encoder = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         with torch.no_grad():
-            embeddings = encoder.embed_views(inputs["input_ids"], inputs["attention_mask"])
-        return None, embeddings.float().contiguous(), inputs["scores"]
+            embeddings = encoder.embed_batch(**inputs)
+        return None, embeddings.float().contiguous(), scores
 
     def _save_checkpoint(self, model, trial):
         """Save into a hidden folder and rename: a checkpoint exists whole or not at all."""
