@@ -34,6 +34,7 @@ demo: install  ## Train the quickstart, offline, and search with it
 	HF_HUB_OFFLINE=1 $(BIN)/simcse-hf search --model runs/quickstart --corpus sample:sentences --top_k 3 '점심으로 뭘 먹을까요?'
 
 bench: install  ## Repeat the benchmarks (hours; needs SIMCSE_DATA_DIR and SIMCSE_MODELS_DIR)
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/sts_training.py
 
 clean:  ## Remove .venv and the demo's run

@@ -99,7 +99,35 @@ def engine_report(results: Path) -> str:
     if not paths:
         return ""
     sections = [line for path in paths for line in section(json.loads(path.read_text(encoding="utf-8")))]
+    if (corpora := results / "corpus_memory.json").exists():
+        sections += corpus_section(json.loads(corpora.read_text(encoding="utf-8")))
     return "\n".join(["", *INTRODUCTION, *sections])
+
+
+def corpus_section(result: dict) -> list[str]:
+    """Title, table and circumstances of `corpus_memory.py`."""
+    lines = [
+        "### Corpora of up to ten million lines",
+        "",
+        "Written by `python benchmarks/corpus_memory.py`: real text repeated and perturbed, read, numbered and tokenised, and then",
+        "50 shuffled batches; once with an empty data cache and once with a full one. Memory is the highest resident size of the",
+        "process (VmHWM), the libraries included.",
+        "",
+        "| lines | MiB, empty cache | MiB, full cache | lines read/s | sentences tokenised/s | s to first batch | s, full cache |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        cold, cached = run["cold"], run["cached"]
+        cells = [f"{run['lines']:,}", f"{cold['mebibytes']['VmHWM']:.0f}", f"{cached['mebibytes']['VmHWM']:.0f}"]
+        cells += [f"{cold['lines_per_second'][name]:,}" for name in ("reading", "tokenising")]
+        cells += [f"{part['seconds']['to_the_first_batch']:.2f}" for part in (cold, cached)]
+        lines.append(f"| {' | '.join(cells)} |")
+    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    above = result["peak_above_the_smallest_mebibytes"]
+    largest, smallest = result["runs"][-1]["lines"], result["runs"][0]["lines"]
+    lines += ["", f"The peak of {largest:,} lines is {above:.0f} MiB above that of {smallest:,}.", ""]
+    return [*lines, f"Measured on: {settings}; {result['hardware']}; {versions}.", ""]
 
 
 def section(result: dict) -> list[str]:

@@ -294,7 +294,10 @@ def test_an_unsupervised_run_without_dropout_is_refused_unless_allowed(good, ref
         (["eval", "sample:encoder", "--pooler_type", "mean"], ["'mean'", "avg"]),
         (["eval", "sample:encoder", "--tasks", "sample:sts", "--device", "tpu"], ["'tpu'", "cannot be used"]),
         (["encode", "sample:sentences", "--model", "sample:encoder"], ["--output", "required"]),
-        (["encode", "sample:sentences", "--model", "x", "--output", "y", "--batch_size", "-1"], ["'-1'", "at least 1"]),
+        (
+            ["encode", "sample:sentences", "--model", "x", "--output", "y", "--batch_tokens", "0"],
+            ["batch_tokens", "'0'", "at least 1"],
+        ),
         (["search", "--model", "x", "--corpus", "y", "--top_k", "0", "질문"], ["top_k", "'0'", "at least 1"]),
         (["search", "--model", "x", "--corpus", "y", "--top_k", "many", "질문"], ["top_k", "'many'"]),
     ],
@@ -443,7 +446,7 @@ def test_an_unfinished_run_is_gone_on_with_or_refused(good, refused, monkeypatch
 def test_places_that_cannot_be_written_are_named(refused, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "folder").mkdir()
-    model = ["--pooler_type", "avg", "--batch_size", "256"]
+    model = ["--pooler_type", "avg", "--batch_tokens", "256"]
     scoring = ["eval", "sample:encoder", "--tasks", "sample:sts", *model]
     encoding = ["encode", "sample:sts", "--model", "sample:encoder", *model]
     sentences = tmp_path / "sentences.txt"

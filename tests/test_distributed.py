@@ -46,6 +46,19 @@ def build_batch() -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "sentence_ids": sentence_ids}
 
 
+def share_of_a_step(index: int, processes: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of one process.
+
+    In a function, so that DDP is gone before the process group: PyTorch can deadlock when DDP frees it.
+    """
+    model = DistributedDataParallel(build_model())
+    share = ROWS // processes
+    batch = {name: tensor[index * share : (index + 1) * share] for name, tensor in build_batch().items()}
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.module.named_parameters()}
+
+
 def worker(index: int, processes: int, port: int, folder: str, detach_remote: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=index, world_size=processes)
@@ -59,13 +72,8 @@ def worker(index: int, processes: int, port: int, folder: str, detach_remote: bo
                 return torch.cat(gathered)
 
             modeling.gather_with_gradient = local_gradient
-        model = DistributedDataParallel(build_model())
-        share = ROWS // processes
-        batch = {name: tensor[index * share : (index + 1) * share] for name, tensor in build_batch().items()}
-        loss = model(**batch).loss
-        loss.backward()
-        gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
-        mean = loss.detach().clone()
+        loss, gradients = share_of_a_step(index, processes)
+        mean = loss.clone()
         dist.all_reduce(mean)
         if index == 0:
             torch.save({"loss": mean / processes, "gradients": gradients}, Path(folder) / "result.pt")

@@ -113,8 +113,8 @@ def test_encoder_refuses_a_negative_batch(tokenizer, backbone_dir):
     from simcse_hf import SentenceEncoder
 
     encoder = SentenceEncoder.from_pretrained(str(backbone_dir()), pooler_type="avg")
-    with pytest.raises(ValueError, match="batch_size"):
-        encoder.encode(["가", "나"], batch_size=-1)
+    with pytest.raises(ValueError, match="batch_tokens is -1; it must be at least 1"):
+        encoder.encode(["가", "나"], batch_tokens=-1)
 
 
 def test_a_diverged_last_step_is_named(good, refused):

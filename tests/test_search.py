@@ -65,7 +65,7 @@ def test_the_neighbours_are_those_a_loop_finds(queries: int, sentences: int, siz
 class Letters:
     """Encodes a sentence as its counts of the letters a, b and c."""
 
-    def encode(self, sentences, *, batch_size: int, show_progress: bool = False) -> np.ndarray:
+    def encode(self, sentences, *, batch_tokens: int, show_progress: bool = False) -> np.ndarray:
         return np.array([[sentence.count(letter) for letter in "abc"] for sentence in sentences], dtype=np.float32)
 
 

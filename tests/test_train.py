@@ -134,7 +134,7 @@ def test_a_run_goes_on_from_a_release_and_from_a_checkpoint(run):
         )
         assert second.model.config.pooler_type == "cls" and second.model.config.prompt == "질문: "
         assert second.model.config.max_seq_length == 16
-        assert second.model.backbone.config._attn_implementation == "sdpa", "without a kernel, padding leaks"
+        assert second.model.backbone.config._attn_implementation == "simcse_packed", "without a kernel, padding leaks"
         for metric, value in first.results[0].metrics.items():
             assert second.before.metrics[metric] == pytest.approx(value, abs=1e-5), metric
 
@@ -220,7 +220,7 @@ def test_the_attention_kernel_can_be_chosen_when_going_on(run, backbone_dir):
     for source in (first.output_dir, next(first.output_dir.glob("checkpoint-*"))):
         model, _ = load_model(ModelArguments(model_name_or_path=str(source), attn_implementation="eager"))
         assert model.backbone.config._attn_implementation == "eager"
-    with pytest.raises(ConfigError, match="flash_attention_2 cannot be used yet"):
+    with pytest.raises(ConfigError, match="flash_attention_2 cannot be chosen"):
         load_model(ModelArguments(model_name_or_path=str(backbone_dir()), attn_implementation="flash_attention_2"))
 
 

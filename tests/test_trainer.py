@@ -16,6 +16,7 @@ from simcse_hf import SimCSEConfig, SimCSEModel, SimCSETrainer, SimCSETrainingAr
 from simcse_hf.corpora import training_views
 from simcse_hf.errors import TrainingError
 from simcse_hf.evaluation import evaluate_sts
+from simcse_hf.packing import RowLayout
 from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tables import read_table
@@ -220,16 +221,84 @@ def test_early_stopping_counts_evaluations_without_a_better_score(make_trainer):
     assert trainer.state.global_step == 6, "evaluations at 2 (best), 4 and 6 (none better)"
 
 
+@pytest.mark.parametrize("kind", ["bert", "deberta"])
+def test_caching_gradients_trains_the_same_weights(kind, make_trainer, text_config, monkeypatch):
+    """SGD, because Adam would make steps of the rounding errors of gradients near 0."""
+    monkeypatch.setattr("simcse_hf.passes._CPU_PASS_TOKENS", 64)
+    config = text_config(kind, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    weights, passes = [], []
+    for tokens in (None, 128):
+        torch.manual_seed(0)
+        model = SimCSEModel(SimCSEConfig(text_config=config, pooler_type="avg", max_seq_length=24))
+        count = []
+        model.backbone.register_forward_hook(lambda *_, count=count: count.append(1))
+        settings = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "eval_strategy": "no", "save_strategy": "no"}
+        trainer = make_trainer(model=model, gradient_cache_tokens=tokens, load_best_model_at_end=False, **settings)
+        start = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+        trainer.train()
+        weights.append(model.state_dict())
+        passes.append(sum(count))
+    assert passes[1] >= 3 * 2 * 2, "several passes a step, each computed twice"
+    moved = max((weights[0][name] - tensor).abs().max().item() for name, tensor in start.items())
+    assert moved > 1e-3
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("deberta", None), ("deberta-v2", None), ("bert", "eager")])
+def test_an_encoder_that_does_not_pack_is_padded_trains_and_is_named(
+    kind, attention, make_trainer, backbone_dir, caplog
+):
+    model = SimCSEModel.from_backbone(
+        str(backbone_dir(kind)), pooler_type="avg", max_seq_length=24, attn_implementation=attention
+    )
+    start = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    with caplog.at_level(logging.INFO, logger="simcse_hf"):
+        trainer = make_trainer(model=model, max_steps=2)
+    assert f"a '{kind}' encoder with {attention or 'eager'} attention is not packed" in caplog.text
+    assert trainer.data_collator.layout is None
+    trainer.train()
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in model.named_parameters())
+
+
+def test_an_encoder_that_packs_is_packed(make_trainer, caplog):
+    with caplog.at_level(logging.INFO, logger="simcse_hf"):
+        trainer = make_trainer()
+    assert trainer.data_collator.layout == trainer.model.row_layout() == RowLayout(1024)
+    assert "not packed" not in caplog.text
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape == (1, 1024) and batch["sentence_starts"].shape == (8, 3)
+    assert "attention_mask" not in batch
+
+
 def test_training_pulls_positives_together(make_trainer):
     trainer = make_trainer(num_train_epochs=10, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-    collated = trainer.data_collator([trainer.train_dataset[index] for index in range(16)])
-    inputs = {name: collated[name] for name in ("input_ids", "attention_mask", "sentence_ids")}
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(16)])
     with torch.no_grad():
         before = trainer.model.eval()(**inputs).loss.item()
     trainer.train()
     with torch.no_grad():
         after = trainer.model.eval()(**inputs).loss.item()
     assert after < 0.6 * before
+
+
+def test_bf16_trains_with_a_float32_loss(make_trainer, monkeypatch):
+    losses = []
+    forward = SimCSEModel.forward
+
+    def remember(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        losses.append(output.loss)
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+        return output
+
+    monkeypatch.setattr(SimCSEModel, "forward", remember)
+    trainer = make_trainer(bf16=True, max_steps=3, gradient_cache_tokens=64, eval_strategy="no", save_strategy="no")
+    start = {name: parameter.clone() for name, parameter in trainer.model.state_dict().items()}
+    trainer.train()
+    assert len(losses) == 3 and all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses)
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype == torch.float32 and not torch.equal(parameter, start[name]), name
 
 
 def test_bf16_evaluation_is_computed_in_float32(make_trainer, pairs, tokenizer):
@@ -273,6 +342,7 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
         ({"dataloader_drop_last": False}, 48, "dataloader_drop_last is false"),
         ({"train_sampling_strategy": "group_by_length"}, 48, "negatives of a batch alike in length"),
         ({"train_sampling_strategy": "batch_rebalance"}, 48, "batches of the processes unequal"),
+        ({"accelerator_config": {"dispatch_batches": True}}, 48, "would cut a packed batch between processes"),
         ({"push_to_hub": True}, 48, "would upload checkpoints, optimiser included"),
         (
             {"early_stopping_patience": 3, "eval_strategy": "no", "load_best_model_at_end": False},
@@ -312,3 +382,25 @@ def test_an_evaluator_sees_only_a_function(pairs):
     result = evaluate_sts(lambda s: np.array([[np.cos(angle[x]), np.sin(angle[x])] for x in s]), pairs)
     assert result.metrics["cosine_spearman"] == pytest.approx(1.0, abs=1e-3)
     assert result.num_pairs == 40 and result.interval[0] > 0.99
+
+
+def test_torch_compile_compiles_the_encoder_once_and_trains_the_same(make_trainer, text_config):
+    def trained(**arguments) -> SimCSETrainer:
+        torch.manual_seed(0)
+        config = text_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = SimCSEModel(SimCSEConfig(text_config=config, pooler_type="avg", max_seq_length=24))
+        # Not Adam, which makes steps of the rounding errors of gradients near 0.
+        settings = {"optim": "sgd", "max_steps": 4, "eval_strategy": "no", "load_best_model_at_end": False}
+        trainer = make_trainer(str(len(arguments)), model=model, save_strategy="no", **settings, **arguments)
+        trainer.train()
+        return trainer
+
+    plain = trained()
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = trained(torch_compile=True, torch_compile_backend="eager")
+    assert compiled.model_wrapped is compiled.model, "accelerate compiled the whole model"
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2
+    for name, parameter in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], parameter, atol=1e-5, rtol=1e-4, msg=name)

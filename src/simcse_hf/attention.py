@@ -10,7 +10,7 @@ sentences see each other. The function here is told where sentences lie, and doe
 | CPU                                     | sentences of equal length as one dense batch: no mask, no padding      |
 | GPU, half precision, flash-attn there   | its variable-length kernel, attention dropout included                 |
 | GPU, half precision, no dropout         | torch's variable-length kernel                                         |
-| any other, and compiled code            | SDPA with a block mask, attention dropout included                     |
+| any other, and compiled code on a CPU   | SDPA with a block mask, attention dropout included                     |
 """
 
 from __future__ import annotations

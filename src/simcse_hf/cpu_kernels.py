@@ -53,7 +53,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if not training or p == 0 or p == 1 or inplace or input.device.type != "cpu":
+    keeps_some_and_drops_some = 0 < round(p * _LEVELS) < _LEVELS
+    if not training or not keeps_some_and_drops_some or inplace or input.device.type != "cpu":
         return torch.dropout_(input, p, training) if inplace else torch.dropout(input, p, training)
     return _Dropout.apply(input, p)
 

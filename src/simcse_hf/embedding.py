@@ -83,7 +83,15 @@ class EmbedsSentences:
 
         Returns:
             (..., D)
+
+        Raises:
+            ValueError: The encoder does not pack; its sentences would see each other.
         """
+        if not packs(self.backbone.config):
+            raise ValueError(
+                f"a '{self.backbone.config.model_type}' encoder with {self.backbone.config._attn_implementation} attention does "
+                "not take packed rows. Pad the batch: ViewsCollator with layout None."
+            )
         rows = {"position_ids": position_ids}
         per_pass = rows_per_pass(input_ids, self.gradient_cache_tokens if self._caches_gradients else None)
         if self._caches_gradients or per_pass >= len(input_ids):

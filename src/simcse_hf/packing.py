@@ -22,7 +22,7 @@ class RowLayout(NamedTuple):
     """Shape of packed rows.
 
     Attributes:
-        length: Tokens of a row; a batch with a longer sentence gets longer rows.
+        length: Tokens of a row; a batch with a longer sentence gets rows of twice, thrice ... the length.
         multiple: Rows of filler are added until their number is a multiple of this, so that compiled code meets few
             shapes.
     """
@@ -89,7 +89,7 @@ def packed_rows(sentences: Sequence[np.ndarray], layout: RowLayout, pad_token_id
     ([[7, 8, 9, 0]], [[0, 1, 0, 0]])
     """
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
-    row_length = max(layout.length, int(lengths.max()))
+    row_length = -(-int(lengths.max()) // layout.length) * layout.length
     starts = pack(lengths, row_length)
     used = int(starts.max()) // row_length + 1
     rows = -(-used // layout.multiple) * layout.multiple
@@ -109,7 +109,7 @@ def packed_rows(sentences: Sequence[np.ndarray], layout: RowLayout, pad_token_id
 
 
 def fill_ratio(lengths: np.ndarray, row_length: int) -> float:
-    """Real tokens for each computed one; the empty end of the last row is not computed on a CPU, but counts here."""
+    """Real tokens for each in the rows. The empty ends of rows count here, although a CPU does not compute them."""
     starts = pack(lengths, row_length)
     return float(lengths.sum() / ((int(starts.max()) // row_length + 1) * row_length))
 

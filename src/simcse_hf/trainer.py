@@ -254,6 +254,11 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int) -> None:
         )
     if args.remove_unused_columns:
         raise TrainingError("remove_unused_columns must stay false: the training rows are token ids, not columns.")
+    if args.accelerator_config.dispatch_batches:
+        raise TrainingError(
+            "accelerator_config.dispatch_batches would cut a packed batch between processes, through sentences. Leave it out: "
+            "every process then reads its own batches."
+        )
     if args.push_to_hub:
         raise TrainingError(
             "push_to_hub would upload checkpoints, optimiser included, and not the release. Leave it out, and upload the finished "
