@@ -111,6 +111,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="optimiser steps of a run, warm-up included")
     parser.add_argument("--batch", type=int, help="rows of a batch")
     parser.add_argument("--rows", type=int, help="use only the first so many rows")
+    parser.add_argument("--sides", nargs="+", help="only these, for example ours")
     parser.add_argument("--encoder", default="ko-e5-small", help="a folder in SIMCSE_MODELS_DIR")
     parser.add_argument(
         "--bf16", action="store_true", help="where a measurement has it: stored under a name of its own"
@@ -138,7 +139,7 @@ def _chosen(options: argparse.Namespace, names: Sequence[str], parser: argparse.
     if options.bf16:
         wanted = [name for name in wanted if name in MEASUREMENTS and MEASUREMENTS[name].has_bf16]
         if not wanted:
-            parser.error("--bf16 applies to train-sup, train-unsup and encode; gpu always computes in bf16.")
+            parser.error("--bf16 applies to train-sup, train-sup-64, train-unsup and encode; gpu always computes in bf16.")
     return wanted
 
 
@@ -155,7 +156,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         job = _job(measurement, options) | prepared.job
         for number in range(repeats):
             for variant, changes in prepared.variants.items():
-                for side in measurement.sides:
+                for side in options.sides or measurement.sides:
                     own = {"output": str(folder / f"run-{len(runs)}"), "vectors": str(folder / f"{side}.npy")}
                     # One cache for the cold and the warm run of a round, a new one for everything else.
                     cache = folder / f"cache-{number}-{variant}-{side.split('-')[0]}"
@@ -163,7 +164,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
                     runs.append({"side": side, "variant": variant, "round": number + 1, **outcome})
                     _log(name, runs[-1], repeats)
                 if measurement.worker == "encode":
-                    _compare_vectors(runs[-len(measurement.sides) :], folder)
+                    _compare_vectors(runs[-2:], folder)
     settings = {
         "encoder": prepared.data.get("encoder", options.encoder),
         "precision": "bf16" if job["bf16"] else "fp32",
@@ -199,7 +200,7 @@ def _job(measurement: Measurement, options: argparse.Namespace) -> dict:
 
 def _compare_vectors(runs: Sequence[dict], folder: Path) -> None:
     """Adds to the run of ours how far its normalised vectors lie from the other side's."""
-    if any("error" in run for run in runs):
+    if [run["side"] for run in runs if "figures" in run] != ["ours", "peer"]:
         return
     ours, peer = (np.load(folder / f"{run['side']}.npy") for run in runs)
     runs[0]["figures"]["max_difference"] = difference = float(np.abs(ours - peer).max())
@@ -539,6 +540,7 @@ def _versions() -> dict[str, str]:
 TRAINING = {"steps": 5, "skip": 1}
 MEASUREMENTS = {
     "train-sup": Measurement(worker="train", prepare=prepare_triplets, batch=256, has_bf16=True, **TRAINING),
+    "train-sup-64": Measurement(worker="train", prepare=prepare_triplets, batch=64, has_bf16=True, **TRAINING),
     "train-unsup": Measurement(worker="train", prepare=prepare_reviews, batch=256, has_bf16=True, **TRAINING),
     "encode": Measurement(
         worker="encode",

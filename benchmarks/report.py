@@ -59,6 +59,8 @@ FIGURES = {
 TITLES = {
     "train-sup": "Training on triplets",
     "train-sup-bf16": "Training on triplets, bf16",
+    "train-sup-64": "Training on triplets in batches of 64",
+    "train-sup-64-bf16": "Training on triplets in batches of 64, bf16",
     "train-unsup": "Unsupervised training on reviews",
     "train-unsup-bf16": "Unsupervised training on reviews, bf16",
     "encode": "Encoding",
