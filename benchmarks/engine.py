@@ -139,7 +139,9 @@ def _chosen(options: argparse.Namespace, names: Sequence[str], parser: argparse.
     if options.bf16:
         wanted = [name for name in wanted if name in MEASUREMENTS and MEASUREMENTS[name].has_bf16]
         if not wanted:
-            parser.error("--bf16 applies to train-sup, train-sup-64, train-unsup and encode; gpu always computes in bf16.")
+            parser.error(
+                "--bf16 applies to train-sup, train-sup-64, train-unsup and encode; gpu always computes in bf16."
+            )
     return wanted
 
 
