@@ -34,9 +34,14 @@ def row_layout(device: torch.device, *, compiled: bool) -> RowLayout:
 
 
 def rows_per_pass(input_ids: Tensor, cache_tokens: int | None) -> int:
-    """How many of the rows (R, L) go through the encoder together; at least one, and all on a GPU without caching."""
+    """How many of the rows (R, L) go through the encoder together; at least one, and all on a GPU without caching.
+
+    Larger passes than it likes are of no use to a CPU, whatever `cache_tokens` allows.
+    """
     rows, row_length = input_ids.shape
-    tokens = cache_tokens or (_CPU_PASS_TOKENS if input_ids.device.type == "cpu" else rows * row_length)
+    tokens = cache_tokens or rows * row_length
+    if input_ids.device.type == "cpu":
+        tokens = min(tokens, _CPU_PASS_TOKENS)
     return min(rows, max(1, tokens // row_length))
 
 
