@@ -151,7 +151,7 @@ class SimCSETrainingArguments(TrainingArguments):
         default=None,
         metadata=_help(
             "Gradient caching: hold the activations of about so many tokens at a time and compute them twice. The loss and "
-            "its gradients are those of the whole batch, which may so be of any size."
+            "its gradients are those of the whole batch, which may so be of any size. A CPU holds 1,024 at most."
         ),
     )
     early_stopping_patience: int | None = field(
