@@ -28,6 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import PreTrainedModel
 
+from .backbones import ATTENTION_DROPOUTS
 from .packing import same_sentence, sentence_boundaries
 
 PACKED_ATTENTION = "simcse_packed"
@@ -51,18 +52,14 @@ class EqualLengths:
     length: int
 
 
-def enable_packing(backbone: PreTrainedModel) -> bool:
+def enable_packing(backbone: PreTrainedModel) -> None:
     """Give an encoder the packed attention, where it can pack and its attention was left to SDPA.
 
     Padded input is then computed by SDPA as before.
-
-    Returns:
-        Whether the encoder packs.
     """
     config = backbone.config
     if config.model_type in _PACKABLE and config._attn_implementation == "sdpa" and not _is_decoder(config):
         backbone.set_attn_implementation(PACKED_ATTENTION)
-    return packs(config)
 
 
 def packs(config: PreTrainedConfig) -> bool:
@@ -163,7 +160,7 @@ def variable_length_kernel(device: torch.device, dtype: torch.dtype, dropout: fl
 
 def attention_dropout(config: PreTrainedConfig) -> float:
     """The dropout on attention weights that a configuration asks for, whatever it calls it."""
-    return float(getattr(config, "attention_probs_dropout_prob", getattr(config, "attention_dropout", 0.0)) or 0.0)
+    return float(max(getattr(config, name, 0.0) for name in ATTENTION_DROPOUTS))
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .backbones import ATTENTION_DROPOUTS
+from .attention import attention_dropout
 from .modeling_simcse import SimCSEModel
 
 # These kernels take no dropout probability, or are not given it: it is silently zero.
@@ -66,8 +66,7 @@ def audit_dropout(model: SimCSEModel, input_ids: torch.Tensor) -> DropoutAudit:
         ),
         default=0.0,
     )
-    text_config = model.config.text_config
-    configured = max((getattr(text_config, name, 0.0) for name in ATTENTION_DROPOUTS), default=0.0)
+    configured = attention_dropout(model.config.text_config)
     implementation = str(model.backbone.config._attn_implementation)
     ignored = any(name in implementation for name in _WITHOUT_ATTENTION_DROPOUT)
     was_training = model.training
@@ -80,8 +79,8 @@ def audit_dropout(model: SimCSEModel, input_ids: torch.Tensor) -> DropoutAudit:
         model.train(was_training)
     return DropoutAudit(
         hidden=float(hidden),
-        attention=0.0 if ignored else float(configured),
-        attention_configured=float(configured),
+        attention=0.0 if ignored else configured,
+        attention_configured=configured,
         attn_implementation=implementation,
         views_differ=not torch.equal(first, second),
     )

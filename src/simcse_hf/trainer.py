@@ -149,7 +149,7 @@ class SimCSETrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         scores = inputs.pop("scores")
         # The wrapped forward would autocast under bf16 and fp16; `embed_batch` is not wrapped.
-        encoder = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        encoder = self.accelerator.unwrap_model(model)
         with torch.no_grad():
             embeddings = encoder.embed_batch(**inputs)
         return None, embeddings.float().contiguous(), scores
