@@ -28,9 +28,14 @@ format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: install  ## Train the quickstart, offline, and search with it
+demo: install  ## Train the quickstart, offline, show what it changed, and search with it
 	rm -rf runs/quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml run_simcse.py --config configs/quickstart.json
+	@if [ -n "$$SIMCSE_DATA_DIR" ]; then \
+		HF_HUB_OFFLINE=1 $(BIN)/simcse-hf eval sample:encoder runs/quickstart --pooler_type avg --tasks korsts-dev --output runs/quickstart/korsts-dev; \
+	else \
+		echo 'Set SIMCSE_DATA_DIR to see both on KorSTS-dev as well.'; \
+	fi
 	HF_HUB_OFFLINE=1 $(BIN)/simcse-hf search --model runs/quickstart --corpus sample:sentences --top_k 3 '점심으로 뭘 먹을까요?'
 
 bench: install  ## Repeat the benchmarks (hours; needs SIMCSE_DATA_DIR and SIMCSE_MODELS_DIR)

@@ -17,7 +17,7 @@ setup(
     description="Korean sentence embeddings: SimCSE and its family on Hugging Face Trainer",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="Apache-2.0 AND CC0-1.0 AND CC-BY-SA-4.0",  # code, sample text, the encoder in the package
     license_files=["LICENSE"],
     python_requires=">=3.11",
     package_dir={"": "src"},

@@ -109,7 +109,7 @@ def _folder(variable: str, default: str) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """The sample tokenizer: Korean, 4,418 tokens, nothing unknown to it."""
+    """The sample tokenizer: Korean, 8,000 tokens, nothing unknown to it."""
     return load_tokenizer(str(SAMPLES["encoder"]))
 
 

@@ -25,6 +25,7 @@ LAYERS = [
         "backbones",
         "sample",
         "packing",
+        "masking",
     },
     {
         "sentence_transformers_layout",

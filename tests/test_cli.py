@@ -95,7 +95,7 @@ def test_prepare_takes_several_files_and_skips_bad_rows_when_told(succeeds, tmp_
 def test_encode_writes_a_vector_for_every_line_in_its_order(succeeds, corpus, encoder, tmp_path) -> None:
     target = tmp_path / "made" / "vectors.npy"
     printed = succeeds("encode", corpus, *ENCODER, "--output", target, "--batch_tokens", "30", "--device", "cpu")
-    assert printed == f"written: {target}, 7 x 128 float32\n"
+    assert printed == f"written: {target}, 7 x 256 float32\n"
     vectors = np.load(target)
     assert vectors.shape == (7, 128) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[:6], encoder.encode(SENTENCES), atol=1e-5)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from simcse_hf.corpora import ScoredPairs, TrainingViews, training_views
+from simcse_hf.encoder import SentenceEncoder
 from simcse_hf.errors import ConfigError
+from simcse_hf.evaluation import evaluate_sts
+from simcse_hf.files import read_lines
+from simcse_hf.modeling_simcse import SimCSEModel
 from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES, resolve_sample
 from simcse_hf.sts_tasks import load_sts
 from simcse_hf.tables import read_table
+from simcse_hf.tokenization import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +124,58 @@ def test_the_samples_are_korean(sentences: TrainingViews, triplets: TrainingView
         assert sum("가" <= character <= "힣" for character in sentence) > len(bare(sentence)) / 2, sentence
 
 
-def test_no_token_of_the_samples_is_unknown_to_the_sample_encoder(
+def test_no_token_of_the_samples_is_unknown_to_the_sample_encoder_and_few_are_bytes(
     tokenizer: PreTrainedTokenizerBase, sentences: TrainingViews, triplets: TrainingViews, pairs: ScoredPairs
 ) -> None:
-    """The tokenizer falls back to bytes, so for the text it was built from not even that may happen."""
     assert tokenizer("[UNK]")["input_ids"].count(tokenizer.unk_token_id) == 1
-    assert any(token.startswith("<0x") for token in tokenizer.tokenize("漢"))
-    built_from = [sentence for row in [*sentences.rows, *triplets.rows] for sentence in row]
-    for sentence in [*built_from, *pairs.sentences1, *pairs.sentences2]:
-        assert tokenizer.unk_token_id not in tokenizer(sentence)["input_ids"], sentence
-    for sentence in built_from:
-        assert not any(token.startswith("<0x") for token in tokenizer.tokenize(sentence)), sentence
+    assert any(token.startswith("<0x") for token in tokenizer.tokenize("ꥠ"))
+    assert tokenizer.decode(tokenizer("ꥠ 멓")["input_ids"], skip_special_tokens=True).strip() == "ꥠ 멓"
+    texts = [sentence for row in [*sentences.rows, *triplets.rows] for sentence in row]
+    pieces = [
+        piece for sentence in [*texts, *pairs.sentences1, *pairs.sentences2] for piece in tokenizer.tokenize(sentence)
+    ]
+    assert "[UNK]" not in pieces
+    assert sum(piece.startswith("<0x") for piece in pieces) < 0.005 * len(pieces)
+
+
+def test_no_token_of_real_korean_is_unknown_to_the_sample_encoder(
+    tokenizer: PreTrainedTokenizerBase, data_dir: Path
+) -> None:
+    scored = load_sts("korsts-dev", data_dir=str(data_dir))
+    texts = {"korsts-dev": [*scored.sentences1, *scored.sentences2]}
+    for path in sorted((data_dir / "unlabeled").glob("*.txt.xz")):
+        texts[path.name] = [line for _, line in islice(read_lines(path), 2000)]
+    assert len(texts) > 20
+    for name, lines in texts.items():
+        ids = tokenizer(lines, add_special_tokens=False)["input_ids"]
+        assert not any(tokenizer.unk_token_id in sentence for sentence in ids), name
+
+
+def test_the_sample_encoder_is_small() -> None:
+    folder = SAMPLES["encoder"]
+    assert (folder / "model.safetensors").stat().st_size <= 8_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_500_000
+    assert {file.suffix for file in folder.iterdir()} == {".json", ".md", ".safetensors"}
+
+
+def test_the_sample_encoder_scores_what_its_card_says(data_dir: Path) -> None:
+    card = (SAMPLES["encoder"] / "README.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"^KorSTS-dev \(1,500 pairs\), cosine Spearman x 100: ([\d.]+) as it is", card, re.MULTILINE)
+    encoder = SentenceEncoder.from_pretrained(str(SAMPLES["encoder"]), pooler_type="avg")
+    result = evaluate_sts(encoder.encode, load_sts("korsts-dev", data_dir=str(data_dir)))
+    assert 100 * result.metrics["cosine_spearman"] == pytest.approx(float(stated), abs=0.02)
+
+
+def test_the_sample_encoder_knows_meaning_beyond_shared_pieces(pairs: ScoredPairs) -> None:
+    """A pretrained encoder must do better on the sample pairs than one of its shape with random weights."""
+
+    def score(model: SimCSEModel) -> float:
+        encoder = SentenceEncoder(model.eval(), load_tokenizer(str(SAMPLES["encoder"])))
+        return evaluate_sts(encoder.encode, pairs).metrics["cosine_spearman"]
+
+    pretrained = SimCSEModel.from_backbone(str(SAMPLES["encoder"]), pooler_type="avg")
+    random = SimCSEModel(pretrained.config)
+    assert score(pretrained) > score(random) + 0.1
 
 
 def test_the_readme_of_the_samples_states_their_row_counts(

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_tokenizer_is_loaded_from_its_files_alone(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     loaded = load_tokenizer(str(folder))
-    assert len(loaded) == len(tokenizer) == 4418
+    assert len(loaded) == len(tokenizer) == 8000
     assert loaded("비가 온다.")["input_ids"] == tokenizer("비가 온다.")["input_ids"]
 
 
@@ -84,10 +84,10 @@ def test_a_tokenizer_that_fits_is_let_through(
 def test_more_tokens_than_embeddings_are_refused_with_both_counts(
     tokenizer: PreTrainedTokenizerBase, text_config: Callable
 ) -> None:
-    check_tokenizer(tokenizer, text_config(vocab_size=4418), 64)
-    check_tokenizer(tokenizer, text_config(vocab_size=5000), 64)
-    with pytest.raises(ModelError, match="knows 4,418 tokens but the model embeds 4,417: .* saved beside the model"):
-        check_tokenizer(tokenizer, text_config(vocab_size=4417), 64)
+    check_tokenizer(tokenizer, text_config(vocab_size=8000), 64)
+    check_tokenizer(tokenizer, text_config(vocab_size=9000), 64)
+    with pytest.raises(ModelError, match="knows 8,000 tokens but the model embeds 7,999: .* saved beside the model"):
+        check_tokenizer(tokenizer, text_config(vocab_size=7999), 64)
 
 
 def test_another_padding_id_is_refused_with_both_ids(tokenizer: PreTrainedTokenizerBase, text_config: Callable) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .attention import attention_layout, packs
 from .backbones import first_position
@@ -107,25 +108,16 @@ class EmbedsSentences:
 
     def _embed_row_pass(self, rows: dict[str, Tensor], starts: Tensor, lengths: Tensor) -> Tensor:
         """(N, D) of the sentences in ascending order of their starts."""
-        if starts.device.type == "cpu" and not self.compiled:
-            end = int(starts[-1] + lengths[-1])
-            rows = {name: tensor.flatten(0, 1)[:end].unsqueeze(0) for name, tensor in rows.items()}
-        position_ids = rows["position_ids"]
-        autocast = torch.is_autocast_enabled(starts.device.type)
-        layout = attention_layout(
+        layers = encode_rows(
             self.backbone,
-            position_ids,
+            rows,
             starts,
             lengths,
-            dtype=torch.get_autocast_dtype(starts.device.type) if autocast else self.dtype,
             compiled=self.compiled,
+            output_hidden_states=self.config.needs_all_hidden_states,
         )
-        shift = first_position(self.config.text_config)
-        layers = self._encode(**{**rows, "position_ids": position_ids + shift}, **layout)
         index, mask = unpack_index(starts, lengths, int(lengths.max()))  # (N, T)
-        layers = tuple(
-            layer.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape) for layer in layers
-        )
+        layers = tuple(layer.index_select(0, index.flatten()).unflatten(0, index.shape) for layer in layers)
         return self._pool(layers, mask)
 
     def embed_views(self, input_ids: Tensor, attention_mask: Tensor, **backbone_inputs: Tensor) -> Tensor:
@@ -150,11 +142,9 @@ class EmbedsSentences:
 
     def _encode(self, **backbone_inputs) -> tuple[Tensor, ...]:
         """The layers that the pooler reads, the last of them last."""
-        config = self.config
         with cpu_kernels(self.device, enabled=not self.compiled):
-            output = self.backbone(output_hidden_states=config.needs_all_hidden_states, **backbone_inputs)
-        last = output.last_hidden_state
-        return (*output.hidden_states[:-1], last) if config.needs_all_hidden_states else (last,)
+            output = self.backbone(output_hidden_states=self.config.needs_all_hidden_states, **backbone_inputs)
+        return _layers(output)
 
     def _pool(self, layers: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         """From layers, each (N, T, D), and the mask (N, T) to (N, D), through the head where it acts."""
@@ -180,3 +170,51 @@ class EmbedsSentences:
         """
         self.backbone.compile(**options)
         self.compiled = True
+
+
+def encode_rows(
+    backbone: PreTrainedModel,
+    rows: dict[str, Tensor],
+    starts: Tensor,
+    lengths: Tensor,
+    *,
+    compiled: bool = False,
+    output_hidden_states: bool = False,
+) -> tuple[Tensor, ...]:
+    """Token vectors of packed rows, one pass through the encoder.
+
+    Args:
+        backbone: One that packs.
+        rows: `position_ids` (R, L), starting at 0 in each sentence, and `input_ids` (R, L) or `inputs_embeds` (R, L, D).
+        starts: (N,) positions of the sentences in the flattened rows, ascending.
+        lengths: (N,) their tokens.
+        compiled: Whether the backbone is compiled.
+        output_hidden_states: Of all layers.
+
+    Returns:
+        The last layer, or all with the last of them last, each (P, D): P = R*L, or less on a CPU, which does not
+        compute what lies behind the last sentence.
+    """
+    device = starts.device
+    if device.type == "cpu" and not compiled:
+        end = int(starts[-1] + lengths[-1])
+        rows = {name: tensor.flatten(0, 1)[:end].unsqueeze(0) for name, tensor in rows.items()}
+    position_ids = rows["position_ids"]
+    autocast = torch.is_autocast_enabled(device.type)
+    layout = attention_layout(
+        backbone,
+        position_ids,
+        starts,
+        lengths,
+        dtype=torch.get_autocast_dtype(device.type) if autocast else backbone.dtype,
+        compiled=compiled,
+    )
+    inputs = {**rows, "position_ids": position_ids + first_position(backbone.config), **layout}
+    with cpu_kernels(device, enabled=not compiled):
+        output = backbone(output_hidden_states=output_hidden_states, **inputs)
+    return tuple(layer.flatten(0, 1) for layer in _layers(output))
+
+
+def _layers(output: ModelOutput) -> tuple[Tensor, ...]:
+    # With a final norm the last of the hidden states is not the last that the model shows.
+    return (*(output.hidden_states or ())[:-1], output.last_hidden_state)

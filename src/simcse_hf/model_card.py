@@ -218,7 +218,7 @@ def _limits(run: dict, config: SimCSEConfig) -> str:
     notes = [f"- Sentences are cut after {config.max_seq_length} tokens."]
     if run["arguments"]["model"]["model_name_or_path"] == "sample:encoder":
         notes.append(
-            "- Trained from the package's untrained demo encoder on sample data: a demonstration, not a model to use."
+            "- Trained from the small encoder in the package on sample data: a demonstration, not a model to use."
         )
     if any("NSMC" in str(source) or "nsmc" in str(source) for source in run["data"]["sources"]):
         notes.append("- The training text holds rude or toxic language; the vectors may reflect it.")
