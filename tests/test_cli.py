@@ -97,7 +97,7 @@ def test_encode_writes_a_vector_for_every_line_in_its_order(succeeds, corpus, en
     printed = succeeds("encode", corpus, *ENCODER, "--output", target, "--batch_tokens", "30", "--device", "cpu")
     assert printed == f"written: {target}, 7 x 256 float32\n"
     vectors = np.load(target)
-    assert vectors.shape == (7, 128) and vectors.dtype == np.float32
+    assert vectors.shape == (7, 256) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[:6], encoder.encode(SENTENCES), atol=1e-5)
     assert np.array_equal(vectors[0], vectors[6]) and not np.allclose(vectors[0], vectors[1])
     assert [path.name for path in target.parent.iterdir()] == ["vectors.npy"]

@@ -295,11 +295,11 @@ def test_a_random_encoder_has_the_shape_and_the_tokenizer_of_the_other(script, b
 
 
 def test_the_document_and_the_card_say_what_was_measured_on_what_is_shipped(script):
-    report = script("report")
-    assert report.REPORT.read_text(encoding="utf-8") == report.report()
-    assert report.CARD.read_text(encoding="utf-8") == report.card()
-    scored = json.loads((report.RESULTS / "distilled.json").read_text(encoding="utf-8"))
+    document = script("document")
+    assert document.REPORT.read_text(encoding="utf-8") == document.report()
+    assert document.CARD.read_text(encoding="utf-8") == document.card()
+    scored = json.loads((document.RESULTS / "distilled.json").read_text(encoding="utf-8"))
     assert scored["weights_sha256"] == sha256_of(SAMPLES["encoder"] / "model.safetensors")
-    training = json.loads((report.RESULTS / "training.json").read_text(encoding="utf-8"))
-    recipe = json.loads((report.HERE / "recipe.json").read_text(encoding="utf-8"))
+    training = json.loads((document.RESULTS / "training.json").read_text(encoding="utf-8"))
+    recipe = json.loads((document.HERE / "recipe.json").read_text(encoding="utf-8"))
     assert training["recipe"] == recipe and training["steps"] == recipe["steps"]

@@ -1,6 +1,6 @@
 """docs/embedded_encoder.md and the encoder's card from the JSON files in `results/`; every number comes from them.
 
-python scripts/pretraining/report.py
+python scripts/pretraining/document.py
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _head() -> list[str]:
     return [
         "# The encoder in the package",
         "",
-        "Written by `python scripts/pretraining/report.py` from the JSON files in `scripts/pretraining/results`; do not edit.",
+        "Written by `python scripts/pretraining/document.py` from the JSON files in `scripts/pretraining/results`; do not edit.",
         "",
         *_what_it_is(),
         "It is there to try the package with, offline and in seconds; for anything else take a larger encoder.",
