@@ -64,14 +64,14 @@ def worker(index: int, processes: int, port: int, folder: str, detach_remote: bo
     dist.init_process_group("gloo", rank=index, world_size=processes)
     try:
         if detach_remote:  # what Princeton SimCSE does: only the local rows keep their gradient
-            import simcse_hf.modeling_simcse as modeling
+            import simcse_hf.batch_losses as losses
 
             def local_gradient(rows: torch.Tensor) -> torch.Tensor:
                 gathered = list(gather_values(rows.detach()).chunk(world_size()))
                 gathered[rank()] = rows
                 return torch.cat(gathered)
 
-            modeling.gather_with_gradient = local_gradient
+            losses.gather_with_gradient = local_gradient
         loss, gradients = share_of_a_step(index, processes)
         mean = loss.clone()
         dist.all_reduce(mean)

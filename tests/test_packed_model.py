@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from simcse_hf import SimCSEModel
 from simcse_hf.backbones import first_position
-from simcse_hf.losses import simcse_loss
+from simcse_hf.batch_losses import contrastive_loss
 from simcse_hf.packing import RowLayout
 from simcse_hf.pooling import pool
 
@@ -41,8 +41,7 @@ def padded_twin(model: SimCSEModel) -> SimCSEModel:
 
 
 def results(model: SimCSEModel, embeddings: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    logits, first_positive = model.contrast(embeddings, batch["sentence_ids"])
-    loss = simcse_loss(logits, first_positive=first_positive)
+    loss, _ = contrastive_loss(embeddings, batch["sentence_ids"], model.config)
     return {"embeddings": embeddings.detach(), "loss": loss.detach(), **gradients(model, loss)}
 
 

@@ -69,7 +69,7 @@ class EmbedsSentences:
         mode only where it belongs to the shipped vector.
         """
         layers = self._encode(input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs)
-        return self._pool(layers, attention_mask), layers[-1]
+        return self._project(self._pool(layers, attention_mask)), layers[-1]
 
     def embed_rows(
         self, input_ids: Tensor, position_ids: Tensor, sentence_starts: Tensor, sentence_lengths: Tensor
@@ -94,8 +94,8 @@ class EmbedsSentences:
                 "not take packed rows. Pad the batch: ViewsCollator with layout None."
             )
         rows = {"position_ids": position_ids}
-        per_pass = rows_per_pass(input_ids, self.gradient_cache_tokens if self._caches_gradients else None)
-        if self._caches_gradients or per_pass >= len(input_ids):
+        per_pass = rows_per_pass(input_ids, self.gradient_cache_tokens if self.caches_gradients else None)
+        if self.caches_gradients or per_pass >= len(input_ids):
             rows["input_ids"] = input_ids
         else:
             # One lookup for all passes: its gradient is as large as the whole table, however small the pass.
@@ -103,8 +103,8 @@ class EmbedsSentences:
         order = sentence_starts.flatten().argsort()  # (N,)
         starts, lengths = sentence_starts.flatten()[order], sentence_lengths.flatten()[order]
         passes = row_passes(rows, starts, lengths, per_pass)
-        vectors = in_passes(self._embed_row_pass, passes, cache_gradients=self._caches_gradients)
-        return vectors[order.argsort()].unflatten(0, sentence_starts.shape)
+        vectors = in_passes(self._embed_row_pass, passes, cache_gradients=self.caches_gradients)
+        return self._project(vectors[order.argsort()]).unflatten(0, sentence_starts.shape)
 
     def _embed_row_pass(self, rows: dict[str, Tensor], starts: Tensor, lengths: Tensor) -> Tensor:
         """(N, D) of the sentences in ascending order of their starts."""
@@ -131,14 +131,17 @@ class EmbedsSentences:
         flat = {"input_ids": input_ids, "attention_mask": attention_mask, **backbone_inputs}
         flat = {name: tensor.reshape(batch * views, length) for name, tensor in flat.items()}
         order, sizes, longest_of = length_buckets(
-            flat["attention_mask"].sum(dim=1), length, self.gradient_cache_tokens if self._caches_gradients else None
+            flat["attention_mask"].sum(dim=1), length, self.gradient_cache_tokens if self.caches_gradients else None
         )
         passes = [
             ({name: tensor[chosen, :longest] for name, tensor in flat.items()},)
             for chosen, longest in zip(order.split(sizes), longest_of, strict=True)
         ]
-        vectors = in_passes(lambda inputs: self.embed(**inputs)[0], passes, cache_gradients=self._caches_gradients)
-        return vectors[order.argsort()].unflatten(0, (batch, views))  # (B, V, D)
+        vectors = in_passes(self._embed_padded_pass, passes, cache_gradients=self.caches_gradients)
+        return self._project(vectors[order.argsort()]).unflatten(0, (batch, views))  # (B, V, D)
+
+    def _embed_padded_pass(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self._pool(self._encode(**inputs), inputs["attention_mask"])
 
     def _encode(self, **backbone_inputs) -> tuple[Tensor, ...]:
         """The layers that the pooler reads, the last of them last."""
@@ -147,15 +150,18 @@ class EmbedsSentences:
         return _layers(output)
 
     def _pool(self, layers: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        """From layers, each (N, T, D), and the mask (N, T) to (N, D), through the head where it acts."""
-        config = self.config
-        vectors = pool(config.pooler_type, layers, mask, first_hidden_state=config.first_hidden_state)
-        if self.head is not None and (self.training or config.head_at_inference):
-            vectors = self.head(vectors)
+        """From layers, each (N, T, D), and the mask (N, T) to (N, D)."""
+        return pool(self.config.pooler_type, layers, mask, first_hidden_state=self.config.first_hidden_state)
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        """(N, D) of a whole batch through the head where it acts; a head may look at all of them together."""
+        if self.head is not None and (self.training or self.config.head_at_inference):
+            return self.head(vectors)
         return vectors
 
     @property
-    def _caches_gradients(self) -> bool:
+    def caches_gradients(self) -> bool:
+        """Whether passes keep no activations now."""
         return self.gradient_cache_tokens is not None and self.training and torch.is_grad_enabled()
 
     def row_layout(self, device: torch.device | None = None) -> RowLayout | None:

@@ -13,27 +13,31 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .attention import enable_packing
+from .auxiliary import Auxiliary
 from .backbones import (
     ATTENTION_DROPOUTS,
     HIDDEN_DROPOUTS,
+    encoder_config,
     load_backbone,
     load_config,
     load_whole,
+    new_backbone,
     override_dropout,
     position_limit,
-    without_pooler,
 )
+from .batch_losses import contrastive_loss, scored_loss
 from .configuration_simcse import SimCSEConfig
-from .distributed import gather_values, gather_with_gradient, rank
 from .embedding import EmbedsSentences
 from .errors import ModelError
-from .losses import contrastive_logits, duplicate_mask, simcse_loss
+from .heads import BatchNormHead, SimCSEHead
+from .packing import RowLayout
+from .running_means import RunningMeans
 from .sentence_transformers_layout import SentenceTransformersLayout, read_layout
+from .softmax_classification import nli_features, softmax_classification_loss
 
 _HUB_KWARGS = ("revision", "cache_dir", "token", "local_files_only")
 
@@ -44,7 +48,7 @@ class SimCSEOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, with views in the input.
-        logits: (B, C + K*C) with views; see `losses.contrastive_logits`.
+        logits: (B, C + K*C) with views that are compared, see `losses.contrastive_logits`; (B, 3) with labels.
         embeddings: (B, V, D) with views, else (N, D).
         pooler_output: (N, D) sentence embeddings, without views.
         last_hidden_state: (N, T, D) of the backbone, without views.
@@ -55,18 +59,6 @@ class SimCSEOutput(ModelOutput):
     embeddings: Tensor | None = None
     pooler_output: Tensor | None = None
     last_hidden_state: Tensor | None = None
-
-
-class SimCSEHead(nn.Module):
-    """Linear and tanh over the pooled vector (N, D) -> (N, D), as in BERT's own pooler."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
-        return torch.tanh(self.dense(pooled))
 
 
 class SimCSEModel(EmbedsSentences, PreTrainedModel):
@@ -91,8 +83,11 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
 
     def __init__(self, config: SimCSEConfig):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.text_config, **without_pooler(config.text_config))
-        self.head = SimCSEHead(config.text_config.hidden_size) if config.has_head else None
+        self.backbone = new_backbone(config.text_config)
+        self.head = _new_head(config)
+        self.auxiliaries = nn.ModuleDict()  # see `add_auxiliary`; of no use to an encoder that is not in training
+        self.classifier: nn.Linear | None = None
+        self.means = RunningMeans()
         self.post_init()
         enable_packing(self.backbone)
 
@@ -105,6 +100,9 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
         position_ids: Tensor | None = None,
         sentence_starts: Tensor | None = None,
         sentence_lengths: Tensor | None = None,
+        scores: Tensor | None = None,
+        labels: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> SimCSEOutput:
         """Loss of a batch of views, or embeddings of plain sentences.
 
@@ -118,10 +116,13 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
             position_ids: (R, L) of packed rows, starting at 0 in each sentence.
             sentence_starts: (B, V) positions of the views in the flattened packed rows.
             sentence_lengths: (B, V) their tokens.
+            scores: (B,) from 0 to 1: the views are pairs to be as similar as that, not to be compared with others.
+            labels: (B,) int64: the views are premise and hypothesis, to be classified.
+            teacher: (B, V, E) a teacher's vectors of the views.
 
         Raises:
-            ValueError: `input_ids` of another rank, or views of a single item, whose loss would
-                be zero without any negative.
+            ValueError: `input_ids` of another rank, views of a single item, whose loss would be zero without any
+                negative, or labels without a classifier.
         """
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if input_ids.dim() == 2 and sentence_starts is None:
@@ -129,52 +130,57 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
                 attention_mask = torch.ones_like(input_ids)
             vectors, last_hidden_state = self.embed(input_ids, attention_mask, **extra)
             return SimCSEOutput(embeddings=vectors, pooler_output=vectors, last_hidden_state=last_hidden_state)
-        embeddings = self.embed_batch(
-            input_ids, attention_mask, position_ids, sentence_starts, sentence_lengths, **extra
-        )  # (B, V, D)
-        logits, first_positive = self.contrast(embeddings, sentence_ids)
-        return SimCSEOutput(
-            loss=simcse_loss(logits, first_positive=first_positive), logits=logits, embeddings=embeddings
-        )
-
-    def contrast(self, embeddings: Tensor, sentence_ids: Tensor | None = None) -> tuple[Tensor, int]:
-        """Logits of this process's anchors against the candidates of all processes.
-
-        Args:
-            embeddings: (B, V, D), V >= 2.
-            sentence_ids: (B, V) or None.
-
-        Returns:
-            (B, C + K*C) logits with C = W*B in training and C = B in evaluation mode, and the
-            column of the first anchor's positive.
-        """
-        batch, views = embeddings.shape[:2]
-        if views < 2:
-            raise ValueError(f"a contrastive loss needs at least 2 views of each item, got {views}.")
-        candidates, all_ids, first_positive = embeddings[:, 1:], sentence_ids, 0
+        rows = {"position_ids": position_ids, "sentence_starts": sentence_starts, "sentence_lengths": sentence_lengths}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **rows, **extra}
+        embeddings = self.embed_batch(**inputs)  # (B, V, D)
+        if scores is not None:
+            loss, logits = scored_loss(embeddings, scores, self.config, everywhere=self.training), None
+            kind = "scored"
+        elif labels is not None:
+            logits = self._classify(embeddings)
+            loss, kind = softmax_classification_loss(logits, labels), "labelled"
+        else:
+            loss, logits = contrastive_loss(embeddings, sentence_ids, self.config, everywhere=self.training)
+            kind = "contrastive"
         if self.training:
-            candidates = gather_with_gradient(candidates)  # (C, V-1, D)
-            all_ids = None if sentence_ids is None else gather_values(sentence_ids)
-            first_positive = batch * rank()
-        if len(candidates) < 2:
-            raise ValueError(
-                "a batch of one item has no negatives and its loss is always 0. Use a per_device_train_batch_size of 2 or more."
+            self.means.add(f"{kind}_loss", loss)
+            loss = self._with_auxiliaries(
+                loss, {**inputs, "sentence_ids": sentence_ids, "teacher": teacher}, embeddings, kind
             )
-        masked = None
-        if self.config.mask_duplicates and all_ids is not None:
-            masked = duplicate_mask(
-                sentence_ids[:, 0], all_ids[:, 1:], all_anchor_ids=all_ids[:, 0], first_positive=first_positive
-            )
-        logits = contrastive_logits(
-            embeddings[:, 0],
-            candidates[:, 0],
-            candidates[:, 1:] if views > 2 else None,
-            temperature=self.config.temperature,
-            hard_negative_weight=self.config.hard_negative_weight,
-            first_positive=first_positive,
-            masked=masked,
-        )
-        return logits, first_positive
+        return SimCSEOutput(loss=loss, logits=logits, embeddings=embeddings)
+
+    def _classify(self, embeddings: Tensor) -> Tensor:
+        """(B, 2, D) -> (B, 3)"""
+        if self.classifier is None:
+            raise ValueError("these rows have labels, and the model has no classifier. Call add_classifier first.")
+        return self.classifier(nli_features(embeddings[:, 0], embeddings[:, 1]))
+
+    def _with_auxiliaries(self, loss: Tensor, inputs: dict[str, Tensor], embeddings: Tensor, kind: str) -> Tensor:
+        if kind == "contrastive":
+            loss = self.config.contrastive_weight * loss
+            for auxiliary in self.auxiliaries.values():
+                loss = loss + auxiliary.weight * auxiliary(self, inputs, embeddings, self.means)
+            idle = self.classifier
+        else:
+            idle = self.auxiliaries
+        # DDP waits for a gradient of every parameter in every step.
+        for parameter in [] if idle is None else idle.parameters():
+            loss = loss + 0.0 * parameter.sum()
+        return loss
+
+    def add_auxiliary(self, name: str, auxiliary: Auxiliary) -> None:
+        """Train with a further loss on batches of views; it is stored in checkpoints and not in a release."""
+        self.auxiliaries[name] = auxiliary.to(self.device)
+
+    def add_classifier(self, labels: int = 3) -> None:
+        """Be able to train on labelled pairs: a linear layer over (u, v, |u - v|) (arXiv:1908.10084, section 3)."""
+        size = self.config.head_size or self.config.text_config.hidden_size
+        self.classifier = nn.Linear(3 * size, labels).to(self.device)
+
+    def row_layout(self, device: torch.device | None = None) -> RowLayout | None:
+        """As in `EmbedsSentences`, where every auxiliary takes packed rows too."""
+        everything_packs = all(auxiliary.packs for auxiliary in self.auxiliaries.values())
+        return super().row_layout(device) if everything_packs else None
 
     @classmethod
     def from_backbone(
@@ -192,7 +198,7 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
         """Start from a pretrained encoder, in float32 and, as with `from_pretrained`, in evaluation mode.
 
         Args:
-            name_or_path: Folder or Hub id of any encoder that AutoModel loads.
+            name_or_path: Folder or Hub id of any encoder that AutoModel loads, of a T5, or of a BART, which becomes a BERT.
             head_init: `fresh` (Princeton SimCSE) or `backbone`: start the head from the
                 encoder's own pretrained pooler (KoSimCSE-SKT).
             hidden_dropout_prob: Overrides the encoder's own, whatever it calls it.
@@ -209,7 +215,7 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
         text_config = load_config(name_or_path, trust_remote_code=trust_remote_code, **hub_kwargs)
         override_dropout(text_config, HIDDEN_DROPOUTS, hidden_dropout_prob)
         override_dropout(text_config, ATTENTION_DROPOUTS, attention_probs_dropout_prob)
-        config = SimCSEConfig(text_config=text_config, **simcse_config)
+        config = SimCSEConfig(text_config=encoder_config(text_config), **simcse_config)
         if head_init not in ("fresh", "backbone"):
             raise ModelError(f"head_init is {head_init!r}; it can be 'fresh' or 'backbone'.")
         keep_pooler = config.has_head and head_init == "backbone"
@@ -291,3 +297,10 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
         if layout.head is not None:
             model.head.dense.load_state_dict(layout.head)
         return model.to(dtype)
+
+
+def _new_head(config: SimCSEConfig) -> nn.Module | None:
+    if not config.has_head:
+        return None
+    hidden_size = config.text_config.hidden_size
+    return BatchNormHead(hidden_size) if config.head_type == "batchnorm" else SimCSEHead(hidden_size, config.head_size)
