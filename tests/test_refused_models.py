@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import family_tokenizers
 import pytest
 from conftest import reconfigure, says, training
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModelForTextEncoding
 
 from simcse_hf import SimCSEModel
 
@@ -127,13 +128,22 @@ def test_tokenizer_path_that_is_not_there(good, refused):
     assert "Repo id" not in message and "/nowhere" in message
 
 
-def test_an_encoder_decoder_is_refused_by_name(tmp_path, tokenizer, good, refused):
+@pytest.mark.parametrize(("kind", "size"), [("mbart", {"encoder_layers": 1}), ("gpt2", {"n_layer": 1})])
+def test_a_decoder_is_refused_by_name(kind, size, tmp_path, tokenizer, good, refused):
+    AutoConfig.for_model(kind, vocab_size=len(tokenizer), **size).save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    both_refuse(tmp_path / kind, good, refused, kind, "not (only) a bidirectional encoder", "T5, mT5, UMT5 or BART")
+
+
+def test_a_cls_pooler_is_refused_where_there_is_no_cls(tmp_path, good, refused):
+    tokenizer = family_tokenizers.t5()
     config = AutoConfig.for_model(
         "t5", d_model=32, num_layers=1, num_heads=2, d_kv=16, d_ff=32, vocab_size=len(tokenizer)
     )
-    AutoModel.from_config(config).save_pretrained(tmp_path / "t5")
+    AutoModelForTextEncoding.from_config(config).save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
-    both_refuse(tmp_path / "t5", good, refused, "t5", "not (only) a bidirectional encoder")
+    message = refused(training(good | {"model_name_or_path": tmp_path / "t5", "pooler_type": "cls"}))
+    says(message, "no [CLS] token", "T5 and KoBART", "pooler_type avg")
 
 
 def test_home_of_nobody_in_a_data_path(good, refused):

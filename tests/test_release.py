@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import BACKBONES, POOLERS, SENTENCES
-from transformers import AutoModel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModel, BertTokenizer
 
 from simcse_hf import SentenceEncoder, SimCSEConfig, SimCSEModel
 from simcse_hf.errors import ModelError
@@ -113,6 +114,20 @@ def test_a_release_that_lost_its_head_is_not_published(text_config, tokenizer, t
         model.head.dense.bias.add_(0.5)
     with pytest.raises(ModelError, match="does not give the vectors of the trained model through AutoModel"):
         check_release(tmp_path, model, SENTENCES)
+
+
+def test_a_tokenizer_that_is_another_one_when_it_is_loaded_again_is_not_released(text_config, tokenizer, tmp_path):
+    """BertTokenizer builds its rules anew, and then splits what this one keeps together."""
+    changed = BertTokenizer(
+        vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "네": 5, ".": 6, "네.": 7},
+        do_lower_case=False,
+    )
+    changed.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    assert 7 in changed("네.")["input_ids"]
+    with pytest.raises(
+        ModelError, match=r"does not survive saving: '네\.' was \[2, 7, 3\] and is \[2, 5, 6, 3\] .* BertTok"
+    ):
+        write_release(trained_model(text_config, pooler_type="avg"), changed, tmp_path)
 
 
 def test_the_check_restores_the_mode_of_the_model(text_config, tokenizer, tmp_path):

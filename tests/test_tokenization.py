@@ -6,8 +6,10 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import family_tokenizers
 import pytest
 from transformers import BertConfig, PreTrainedTokenizerBase, RobertaConfig, T5Config
 
@@ -126,3 +128,30 @@ def test_a_cls_pooler_needs_the_cls_token_in_front(
     check_tokenizer(cls_last, text_config(), 64)
     with pytest.raises(ModelError, match=r"does not put its \[CLS\] token first .* or pooler_type avg"):
         check_tokenizer(cls_last, text_config(), 64, reads_cls=True)
+
+
+def test_a_tokenizer_without_cls_is_named_where_the_pooler_reads_it(text_config: Callable) -> None:
+    kobart = family_tokenizers.kobart()
+    config = text_config(vocab_size=len(kobart), pad_token_id=kobart.pad_token_id)
+    check_tokenizer(kobart, config, 64)
+    with pytest.raises(ModelError, match=r"has no \[CLS\] token \(those of T5 and KoBART have none\).*pooler_type avg"):
+        check_tokenizer(kobart, config, 64, reads_cls=True)
+
+
+def test_padding_is_on_the_right(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
+    tokenizer = load_tokenizer(str(folder))
+    short = tokenizer(["네", "내일은 비가 오겠습니다"], padding=True)["attention_mask"][0]
+    assert short[0] == 1 and short[-1] == 0
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) for name in ("sentencepiece", "tiktoken")), reason="what would be missing is installed"
+)
+def test_a_sentencepiece_model_without_its_package_names_the_package(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(family_tokenizers.sentencepiece_file([("<unk>", 0.0, 2), ("가", -1.0, 1)]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it is a SentencePiece model, .*: pip install sentencepiece protobuf"):
+        load_tokenizer(str(tmp_path))

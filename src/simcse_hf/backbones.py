@@ -15,16 +15,22 @@ from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForTextEncoding,
+    BartConfig,
 )
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .bart import bert_config_of, bert_of
 from .errors import ModelError
 from .quiet import quiet_transformers
 
 # What the supported encoders call their two dropouts.
-HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout")
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout", "dropout_rate")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "dropout_rate")
+
+# Models with a decoder whose encoder transformers has as a class of its own.
+_WITH_ENCODER_CLASS = ("t5", "mt5", "umt5")
 
 # These count positions from padding_idx + 1, so they take fewer tokens than they have positions.
 _OFFSET_POSITIONS = (
@@ -37,6 +43,21 @@ _OFFSET_POSITIONS = (
     "data2vec-text",
     "xmod",
 )
+
+
+def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the encoder that `load_backbone` makes of a model: BART's becomes a BERT (see `bart`)."""
+    return bert_config_of(config) if isinstance(config, BartConfig) else config
+
+
+def auto_class(text_config: PreTrainedConfig) -> type:
+    """The class of transformers that loads an encoder: AutoModel, except where that would bring a decoder."""
+    return AutoModelForTextEncoding if text_config.model_type in _WITH_ENCODER_CLASS else AutoModel
+
+
+def new_backbone(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights, without pooler and decoder."""
+    return auto_class(text_config).from_config(text_config, **without_pooler(text_config))
 
 
 def without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
@@ -62,7 +83,13 @@ def position_limit(text_config: PreTrainedConfig) -> int | None:
 
 
 def override_dropout(text_config: PreTrainedConfig, names: tuple[str, ...], value: float | None) -> None:
-    """Set every dropout of `names` that the encoder has; None leaves all as they are."""
+    """Set every dropout of `names` that the encoder has; None leaves all as they are.
+
+    T5 has one dropout for all: it is set as a hidden dropout, and an attention dropout must then be the same.
+
+    Raises:
+        ModelError: The encoder has none of them, or one for all that has another value.
+    """
     if value is None:
         return
     known = [name for name in names if hasattr(text_config, name)]
@@ -70,6 +97,14 @@ def override_dropout(text_config: PreTrainedConfig, names: tuple[str, ...], valu
         raise ModelError(
             f"a '{text_config.model_type}' encoder has none of the dropouts {', '.join(names)}; leave the override out."
         )
+    shared = [name for name in known if names == ATTENTION_DROPOUTS and name in HIDDEN_DROPOUTS]
+    for name in shared:
+        if getattr(text_config, name) != value:
+            raise ModelError(
+                f"a '{text_config.model_type}' encoder has one dropout for hidden states and attention weights, {name}, which is "
+                f"{getattr(text_config, name):g}; attention_probs_dropout_prob {value:g} cannot be set apart from it. Set "
+                "hidden_dropout_prob alone."
+            )
     for name in known:
         setattr(text_config, name, value)
 
@@ -99,14 +134,20 @@ def load_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
         raise ModelError(
             f"cannot load a model configuration from '{name_or_path}': {one_line(error)} {cure}"
         ) from error
-    if getattr(config, "is_encoder_decoder", False) or (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    ):
+    if not _has_encoder(config):
         raise ModelError(
             f"'{name_or_path}' is a '{config.model_type}' model, which is not (only) a bidirectional encoder. Use BERT, RoBERTa, "
-            "XLM-R, ELECTRA, DistilBERT, DeBERTa, ModernBERT or another encoder."
+            "XLM-R, ELECTRA, DistilBERT, DeBERTa, ModernBERT or another encoder; of encoder-decoders, T5, mT5, UMT5 or BART."
         )
     return config
+
+
+def _has_encoder(config: PreTrainedConfig) -> bool:
+    """Whether `load_backbone` makes a bidirectional encoder of a model."""
+    if config.model_type in _WITH_ENCODER_CLASS or isinstance(config, BartConfig):
+        return True
+    generates = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return not (generates or getattr(config, "is_encoder_decoder", False))
 
 
 def one_line(error: Exception) -> str:
@@ -168,18 +209,27 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, bool]:
     """The float32 encoder, and whether its pooler is pretrained.
 
+    Args:
+        name_or_path: Local folder or Hub id.
+        text_config: What `load_config` gave, perhaps with other dropouts.
+        keep_pooler: Keep the encoder's own pooler, where it has one.
+        kwargs: Of `from_pretrained`.
+
     Raises:
         ModelError: See `load_whole`.
     """
+    is_bart = isinstance(text_config, BartConfig)
     backbone, report = load_whole(
-        AutoModel.from_pretrained,
+        auto_class(text_config).from_pretrained,
         name_or_path,
-        may_lack="pooler.",
+        may_lack="decoder." if is_bart else "pooler.",
         config=text_config,
         dtype=torch.float32,
         **({} if keep_pooler else without_pooler(text_config)),
         **kwargs,
     )
+    if is_bart:
+        return bert_of(backbone.encoder, attn_implementation=kwargs.get("attn_implementation")), False
     pooler_is_pretrained = getattr(backbone, "pooler", None) is not None and not any(
         key.startswith("pooler.") for key in report["missing_keys"]
     )

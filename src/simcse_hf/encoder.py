@@ -14,7 +14,7 @@ from .backbones import load_config
 from .collators import pad
 from .configuration_simcse import SimCSEConfig
 from .distributed import rank, sum_over_processes, world_size
-from .errors import ModelError
+from .errors import DataError, ModelError
 from .modeling_simcse import SimCSEModel
 from .packing import packed_rows
 from .sentence_store import SentenceStore, index_rows
@@ -135,6 +135,7 @@ class SentenceEncoder:
             (N, D) float32, or (D,) for one sentence given as a string.
 
         Raises:
+            DataError: A sentence without tokens, where the tokenizer adds none of its own.
             ValueError: `batch_tokens` below 1.
         """
         if batch_tokens < 1:
@@ -145,6 +146,11 @@ class SentenceEncoder:
         distinct, rows = index_rows([[normalize_text(sentence)] for sentence in sentences])
         config = self.model.config
         store = SentenceStore.build(distinct, self.tokenizer, max_length=config.max_seq_length, prompt=config.prompt)
+        if not store.lengths.all():
+            raise DataError(
+                f"the sentence {distinct[int(store.lengths.argmin())]!r} has no tokens, and this tokenizer adds none, so there is "
+                "nothing to make a vector of. Leave it out."
+            )
         order = np.argsort(-store.lengths, kind="stable")  # longest first: memory trouble shows at once
         if across_processes:
             order = order[rank() :: world_size()]

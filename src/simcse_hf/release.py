@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from .backbones import auto_class
 from .encoder import SentenceEncoder
 from .errors import ModelError
 from .modeling_simcse import SimCSEModel
@@ -27,6 +28,13 @@ from .versions import package_versions
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # largest absolute difference of any vector component, float32
+
+_TOKENISED = [
+    "네.",
+    "오늘은 3시, 2층에서  만나요! (서울)",
+    "BERT와 SentencePiece: ㅋㅋ 꿿 Ａ１ café 漢字 😀",
+    "[CLS] </s> ▁",
+]
 
 
 def write_release(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -41,6 +49,9 @@ def write_release(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, folder
         model: Trained; written in float32.
         tokenizer: Written with `max_seq_length` as its maximum.
         folder: Exists.
+
+    Raises:
+        ModelError: The folder would lack weights, or its tokenizer would cut text in another way.
     """
     config = model.config
     text_config = copy.deepcopy(config.text_config)
@@ -59,6 +70,7 @@ def write_release(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, folder
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = config.max_seq_length
         tokenizer.save_pretrained(folder)
+        _check_saved_tokenizer(tokenizer, folder)
     versions = package_versions()
     write_layout(
         folder,
@@ -70,6 +82,18 @@ def write_release(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, folder
             "simcse-hf": versions.get("simcse-hf", "source tree"),
         },
     )
+
+
+def _check_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Some classes build their tokenizer anew, by rules of their own, when they are loaded."""
+    saved = AutoTokenizer.from_pretrained(folder)
+    for text in _TOKENISED:
+        expected, found = tokenizer(text)["input_ids"], saved(text)["input_ids"]
+        if found != expected:
+            raise ModelError(
+                f"the tokenizer does not survive saving: {text!r} was {expected} and is {found} when it is loaded as "
+                f"{type(saved).__name__}. Use the tokenizer class that its tokenizer_config.json names, or a tokenizer.json."
+            )
 
 
 @torch.inference_mode()
@@ -101,7 +125,7 @@ def check_release(folder: Path, model: SimCSEModel, sentences: Sequence[str]) ->
                 "the trained model gives vectors that are not finite: training diverged. Lower the learning_rate."
             )
         found: dict[str, np.ndarray | None] = {
-            "AutoModel": encode_with_auto_model(folder, sentences),
+            auto_class(model.config.text_config).__name__: encode_with_auto_model(folder, sentences),
             "SimCSEModel": _encode_with_simcse_model(name, tokenizer, sentences),
             "SentenceEncoder": SentenceEncoder.from_pretrained(name, device="cpu").encode(sentences),
             "SentenceTransformer": _encode_with_sentence_transformers(name, sentences),
@@ -126,7 +150,8 @@ def encode_with_auto_model(folder: Path, sentences: Sequence[str]) -> np.ndarray
     Returns:
         (N, D) float32.
     """
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
     settings = json.loads((Path(folder) / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     prompt = settings["prompts"].get("default", "")
     pooling = json.loads(next(Path(folder).glob("*_Pooling/config.json")).read_text(encoding="utf-8"))

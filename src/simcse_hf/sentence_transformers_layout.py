@@ -8,19 +8,16 @@ docs/differences.md). Both schemas are read.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from .configuration_simcse import SimCSEConfig
 from .errors import ForeignModulesError, ModelError
-
-logger = logging.getLogger(__name__)
+from .hub_files import find_file, read_json
 
 # Ours -> the key of 1_Pooling/config.json. avg_top2 and avg_first_last become a mean behind a
 # WeightedLayerPooling module.
@@ -69,7 +66,7 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
         ForeignModulesError: The module chain is one that `SimCSEModel` cannot express (for example an
             LSTM, a router or two Dense layers).
     """
-    modules = _read_json(name_or_path, "modules.json", **hub_kwargs)
+    modules = read_json(name_or_path, "modules.json", **hub_kwargs)
     if modules is None:
         return None
     try:
@@ -89,16 +86,16 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
             f"{name_or_path} is a sentence-transformers model with the modules {' -> '.join(kinds)}; only Transformer -> "
             "Pooling [-> Dense] [-> Normalize] can be loaded here. Load it with sentence_transformers.SentenceTransformer."
         )
-    pooling = _read_json(name_or_path, f"{paths['Pooling']}/config.json", **hub_kwargs) or {}
+    pooling = read_json(name_or_path, f"{paths['Pooling']}/config.json", **hub_kwargs) or {}
     pooler_type, first_hidden_state = _pooler_type(name_or_path, pooling), 1
     if "WeightedLayerPooling" in paths:
         path = paths["WeightedLayerPooling"]
         weights = _read_tensors(name_or_path, f"{path}/model.safetensors", **hub_kwargs)["layer_weights"].tolist()
-        start = (_read_json(name_or_path, f"{path}/config.json", **hub_kwargs) or {})["layer_start"]
+        start = (read_json(name_or_path, f"{path}/config.json", **hub_kwargs) or {})["layer_start"]
         pooler_type, first_hidden_state = _layer_mixture(name_or_path, start, weights)
     head = None
     if "Dense" in paths:
-        dense = _read_json(name_or_path, f"{paths['Dense']}/config.json", **hub_kwargs) or {}
+        dense = read_json(name_or_path, f"{paths['Dense']}/config.json", **hub_kwargs) or {}
         if pooler_type != "cls_before_pooler" or not dense.get("activation_function", "").endswith(".Tanh"):
             raise ForeignModulesError(
                 f"{name_or_path} puts a Dense module ({dense.get('activation_function')}) behind '{pooler_type}' pooling; "
@@ -107,11 +104,11 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
         tensors = _read_tensors(name_or_path, f"{paths['Dense']}/model.safetensors", **hub_kwargs)
         head = {"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]}
         pooler_type = "cls"
-    sentence_bert = _read_json(name_or_path, "sentence_bert_config.json", **hub_kwargs) or {}
+    sentence_bert = read_json(name_or_path, "sentence_bert_config.json", **hub_kwargs) or {}
     # Version 6 keeps the length with the tokenizer; a tokenizer without one says a huge number.
-    tokenizer = _read_json(name_or_path, "tokenizer_config.json", **hub_kwargs) or {}
+    tokenizer = read_json(name_or_path, "tokenizer_config.json", **hub_kwargs) or {}
     max_seq_length = sentence_bert.get("max_seq_length") or tokenizer.get("model_max_length")
-    prompts = _read_json(name_or_path, "config_sentence_transformers.json", **hub_kwargs) or {}
+    prompts = read_json(name_or_path, "config_sentence_transformers.json", **hub_kwargs) or {}
     return SentenceTransformersLayout(
         pooler_type=pooler_type,
         first_hidden_state=first_hidden_state,
@@ -212,40 +209,14 @@ def _layer_mixture(name_or_path: str, start: int, weights: list[float]) -> tuple
     )
 
 
-def _read_json(name_or_path: str, filename: str, **hub_kwargs):
-    path = _find(name_or_path, filename, **hub_kwargs)
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ModelError(f"{filename} in {name_or_path} is not JSON ({error}). It is damaged.") from None
-
-
 def _read_tensors(name_or_path: str, filename: str, **hub_kwargs) -> dict[str, Tensor]:
-    path = _find(name_or_path, filename, **hub_kwargs)
+    path = find_file(name_or_path, filename, **hub_kwargs)
     if path is None:
         raise ModelError(
             f"{name_or_path} has no {filename}; only safetensors weights are read (a pickle can run code). "
             "Convert it with sentence_transformers: SentenceTransformer(path).save_pretrained(new_path)."
         )
     return load_file(path)
-
-
-def _find(name_or_path: str, filename: str, **hub_kwargs) -> str | None:
-    try:
-        return cached_file(
-            name_or_path,
-            filename,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            **hub_kwargs,
-        )
-    except OSError as error:
-        logger.warning(
-            "could not ask whether %s has a %s; going on as if it had none (%s)", name_or_path, filename, error
-        )
-        return None
 
 
 def _write_json(path: Path, content) -> None:

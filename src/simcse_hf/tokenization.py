@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLNetTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from .backbones import position_limit
 from .errors import ModelError
+from .hub_files import find_file, read_json
+from .sentencepiece_tokenizer import between_cls_and_sep, read_sentencepiece, tokenizer_of
+
+# Classes whose order of special tokens is XLNet's, or that were derived from it.
+_XLNET_KIND = ("XLNetTokenizer", "XLNetTokenizerFast", "KoBERTTokenizer")
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub repository.
+    """The tokenizer of a folder or Hub repository, padding on the right.
+
+    None of the encoders here is an XLNet, so a tokenizer of XLNet's class is taken for KoBERT's, whose folder names it,
+    and becomes one of BERT's kind with the same pieces (see `sentencepiece_tokenizer`).
 
     Raises:
         ModelError: There is none, or one without vocabulary, or it cannot pad.
     """
     if not Path(name_or_path).exists() and name_or_path.startswith((".", "/", "~")):
         raise ModelError(f"there is no tokenizer folder {name_or_path}. Check the path.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub_kwargs)
-    except Exception as error:  # tokenizer loading raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load a tokenizer from '{name_or_path}': {reason}") from error
+    tokenizer = _kobert_tokenizer(name_or_path, **hub_kwargs)
+    if tokenizer is None:
+        tokenizer = _auto_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub_kwargs)
     # From config.json alone transformers builds a tokenizer of special tokens and at most two kinds of space.
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:
         raise ModelError(f"'{name_or_path}' has no vocabulary: put its tokenizer.json or vocab.txt beside config.json.")
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{name_or_path}' has no padding token; set one with tokenizer.pad_token.")
+    tokenizer.padding_side = "right"  # positions are counted from the left
     return tokenizer
+
+
+def _auto_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    except Exception as error:  # tokenizer loading raises a dozen unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "tiktoken" in reason and find_spec("sentencepiece") is None:  # what is left to try without it
+            reason = "it is a SentencePiece model, and reading it needs a package: pip install sentencepiece protobuf."
+        raise ModelError(f"cannot load a tokenizer from '{name_or_path}': {reason}") from error
+    if isinstance(tokenizer, XLNetTokenizer):
+        settings = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return between_cls_and_sep(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
+    return tokenizer
+
+
+def _kobert_tokenizer(name_or_path: str, **hub_kwargs) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder that has a SentencePiece model and names XLNet's class, or one derived from it."""
+    settings = read_json(name_or_path, "tokenizer_config.json", **hub_kwargs)
+    if not isinstance(settings, dict) or settings.get("tokenizer_class") not in _XLNET_KIND:
+        return None
+    if find_file(name_or_path, "tokenizer.json", **hub_kwargs) is not None:
+        return None
+    model_file = find_file(name_or_path, "spiece.model", **hub_kwargs)
+    return None if model_file is None else tokenizer_of(read_sentencepiece(model_file), settings)
 
 
 def check_tokenizer(
@@ -49,6 +83,10 @@ def check_tokenizer(
     """
     if max_length < 3:
         raise ModelError(f"max_seq_length is {max_length}; two special tokens and one word need 3.")
+    if reads_cls and tokenizer.cls_token_id is None:
+        raise ModelError(
+            "this tokenizer has no [CLS] token (those of T5 and KoBART have none), but a cls pooler reads it. Use pooler_type avg."
+        )
     if reads_cls and tokenizer("가")["input_ids"][0] != tokenizer.cls_token_id:
         raise ModelError(
             "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the "
