@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 an error the user can cure (one line on stderr), 130 inter
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import logging
@@ -80,6 +81,15 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _number_or_none(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="simcse-hf", description="Korean sentence embeddings: train, score, encode, search.", allow_abbrev=False
@@ -105,6 +115,31 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--on_bad_row", choices=["error", "skip"], default="error")
     prepare.add_argument("--output", type=Path, required=True, metavar="FILE.tsv")
     prepare.set_defaults(run=_prepare)
+
+    mine = commands.add_parser("mine", help="pairs and a corpus -> triplets with hard negatives", allow_abbrev=False)
+    mine.add_argument("pairs", nargs="+", metavar="PAIRS", help="files of pairs, triplets or NLI rows")
+    mine.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="where the negatives are looked for")
+    mine.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
+    mine.add_argument("--output", type=Path, required=True, metavar="FILE.tsv")
+    mine.add_argument("--negatives", type=int, default=1, help="for each row (default: 1)")
+    mine.add_argument("--top_k", type=int, default=50, help="look at so many of the nearest (default: 50)")
+    mine.add_argument("--skip_first", type=int, default=0, help="and pass over the first of them")
+    mine.add_argument("--min_score", type=float, help="lowest cosine of a negative with the anchor")
+    mine.add_argument("--max_score", type=float, help="highest cosine of a negative with the anchor")
+    mine.add_argument("--margin", type=float, help="a negative scores at most the positive's score less this")
+    mine.add_argument(
+        "--relative_margin",
+        type=_number_or_none,
+        default=0.95,
+        help="a negative scores at most this part of the positive's score, or none (default: 0.95)",
+    )
+    mine.add_argument("--pick", choices=["top", "random"], default="top", help="of those the bounds allow")
+    mine.add_argument("--seed", type=int, default=0, help="of --pick random")
+    mine.add_argument("--rule", choices=["last_wins", "all"], default="last_wins", help="for NLI rows")
+    mine.add_argument("--on_bad_row", choices=["error", "skip"], default="error")
+    _add_encoder_options(mine)
+    mine.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
+    mine.set_defaults(run=_mine)
 
     encode = commands.add_parser("encode", help="sentences of a file -> vectors (.npy)", allow_abbrev=False)
     encode.add_argument("file", help="one sentence a line, or a table of one text column")
@@ -212,6 +247,34 @@ def _prepare(arguments: argparse.Namespace) -> int:
     lines = ["anchor\tpositive\tnegative", *("\t".join(row) for row in views.rows)]
     write_text(arguments.output, "\n".join(lines) + "\n")
     print(report)
+    print(f"written: {arguments.output}")
+    return 0
+
+
+def _mine(arguments: argparse.Namespace) -> int:
+    from .mining import MiningRule, mine_triplets
+    from .sample import resolve_sample
+
+    if arguments.output.suffix != ".tsv":
+        raise ConfigError(
+            f"--output is {arguments.output}; triplets are written separated by tabs, so name a .tsv file."
+        )
+    rule = MiningRule(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(MiningRule)})
+    mined = mine_triplets(
+        [resolve_sample(path) for path in arguments.pairs],
+        [resolve_sample(path) for path in arguments.corpus],
+        _load_encoder(arguments),
+        arguments.output,
+        rule,
+        triplet_rule=arguments.rule,
+        on_bad_row=arguments.on_bad_row,
+        batch_tokens=arguments.batch_tokens,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(f"corpus: {mined.corpus}")
+    print(mined.rows)
+    if mined.shape in ("triplets", "nli"):
+        print("the negatives of the file itself are not written")
     print(f"written: {arguments.output}")
     return 0
 

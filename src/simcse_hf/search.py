@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .corpora import shape_of, training_views
 from .encoder import SentenceEncoder
@@ -17,6 +18,10 @@ from .row_report import RowReport
 from .sample import resolve_sample
 from .similarity import cosine_matrix
 from .tables import expand_paths, read_table
+
+_QUERIES_AT_ONCE = 512
+_SENTENCES_AT_ONCE = 8192
+_LAST_INDEX = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,63 @@ def read_corpus(path: str) -> list[str]:
     return [row[0] for row in views.rows]
 
 
-def nearest(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, corpus: np.ndarray, k: int, *, excluded: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `corpus` most similar to each query by cosine, best first.
+
+    A block of the corpus is compared with a block of queries, so that neither the size of the corpus, which may be
+    mapped from disk, nor the number of queries decides how much memory it takes.
 
     Args:
         queries: (Q, D)
         corpus: (S, D)
         k: At most S are returned.
+        excluded: (Q, F) rows of the corpus that do not count for a query; -1 stands for none.
 
     Returns:
-        Scores (Q, k) float32 and row indices (Q, k) int64. Equal scores keep corpus order.
+        Scores (Q, k) float32 and row indices (Q, k) int64. Equal scores keep corpus order. Where a query has fewer
+        than k rows left, the score is -inf and the index -1.
     """
-    similarity = cosine_matrix(torch.from_numpy(queries), torch.from_numpy(corpus))  # (Q, S)
-    scores, indices = similarity.sort(dim=1, descending=True, stable=True)
-    return scores[:, :k].numpy(), indices[:, :k].numpy()
+    k = min(k, len(corpus))
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        block = slice(start, start + _QUERIES_AT_ONCE)
+        barred = None if excluded is None else torch.from_numpy(excluded[block])
+        keys = _best_keys(torch.from_numpy(np.array(queries[block], dtype=np.float32)), corpus, k, barred)
+        scores[block], indices[block] = (part.numpy() for part in _score_and_index(keys))
+    return scores, indices
+
+
+def _best_keys(queries: Tensor, corpus: np.ndarray, k: int, excluded: Tensor | None) -> Tensor:
+    """The k greatest keys (see `_keys`) of each query over the whole corpus, descending: (Q, k) int64."""
+    best = torch.empty(len(queries), 0, dtype=torch.int64)
+    for start in range(0, len(corpus), _SENTENCES_AT_ONCE):
+        block = torch.from_numpy(np.array(corpus[start : start + _SENTENCES_AT_ONCE], dtype=np.float32))
+        cosines = cosine_matrix(queries, block)  # (Q, C)
+        if excluded is not None:
+            inside = (excluded >= start) & (excluded < start + len(block))  # (Q, F)
+            cosines[inside.nonzero()[:, 0], excluded[inside] - start] = float("-inf")
+        # Among more than k, topk chooses freely between equal values; keys are all different.
+        keys = torch.cat([best, _keys(cosines, start)], dim=1)
+        best = keys.topk(min(k, keys.shape[1]), dim=1).values
+    return best
+
+
+def _keys(scores: Tensor, first_index: int) -> Tensor:
+    """Whole numbers that order by score, and equal scores by index, lower first: (Q, C) int64."""
+    bits = (scores + 0.0).view(torch.int32)  # adding zero turns -0.0 into 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # negative floats order by falling bits
+    indices = torch.arange(first_index, first_index + scores.shape[1])
+    return (ordered << 32) | (_LAST_INDEX - indices)
+
+
+def _score_and_index(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores and indices of `_keys`; an excluded row has the index -1."""
+    bits = (keys >> 32).int()
+    scores = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return scores, (_LAST_INDEX - (keys & _LAST_INDEX)).masked_fill(scores == float("-inf"), -1)
 
 
 def search(
