@@ -7,44 +7,87 @@ import re
 from pathlib import Path
 
 import simcse_hf
+from simcse_hf.objectives import OBJECTIVES
+from simcse_hf.versions import package_versions
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = Path(simcse_hf.__file__).parent
 
 # A module may import only from the layers above its own.
 LAYERS = [
-    {"errors", "text", "distributed", "quiet", "versions", "official_files", "configuration_simcse", "cpu_kernels"},
+    {
+        "errors",
+        "text",
+        "distributed",
+        "quiet",
+        "versions",
+        "official_files",
+        "configuration_simcse",
+        "cpu_kernels",
+        "bart",
+    },
     {
         "files",
         "row_report",
+        "sample",
+        "packing",
+        "masking",
         "numbering",
         "arrow_column",
         "shuffled_rows",
         "pooling",
         "similarity",
+        "hub_files",
         "backbones",
-        "sample",
-        "packing",
-        "masking",
+        "running_means",
+        "heads",
+        "false_negatives",
+        "matryoshka",
+        "prediction_head",
+        "sentencepiece_tokenizer",
+        "method",
+        "arguments",
+        "parser",
     },
     {
         "sentence_transformers_layout",
         "tokenization",
         "tables",
         "nli",
+        "leakage",
         "losses",
+        "cosine_regression",
+        "distillation",
+        "replaced_tokens",
+        "softmax_classification",
         "metrics",
         "sentence_store",
         "cache_folder",
         "collators",
         "attention",
         "passes",
+        "mixing",
+        "stages",
     },
-    {"corpora", "embedding", "sts_metric"},
+    {"table_shapes", "embedding", "sts_metric", "cosent", "symmetric"},
+    {"corpora", "auxiliary", "token_passes", "angle"},
+    {
+        "objectives",
+        "corpus_folder",
+        "corruption",
+        "masked_lm",
+        "generator",
+        "distillation_auxiliary",
+        "sts_tasks",
+        "evaluation",
+    },
+    {"batch_losses", "replaced_token_detection", "training_corpus", "model_card", "score_report"},
     {"modeling_simcse"},
-    {"sts_tasks", "encoder", "evaluation", "arguments", "dropout_audit", "training_corpus"},
-    {"starting_model", "search", "score_report", "parser", "release", "model_card", "trainer"},
-    {"benchmark", "train"},
+    {"encoder", "dropout_audit", "starting_model", "objective_setup", "trainer"},
+    {"release", "search", "benchmark"},
+    {"teacher", "mining"},
+    {"training_sets"},
+    {"train"},
     {"cli"},
 ]
 LAYER_OF = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -100,7 +143,20 @@ def test_only_the_trainer_knows_the_trainer() -> None:
 
 
 def test_the_core_maths_needs_no_transformers() -> None:
-    for name in ("pooling", "similarity", "losses", "metrics", "collators", "distributed", "packing", "passes"):
+    names = [
+        "pooling",
+        "similarity",
+        "losses",
+        "metrics",
+        "collators",
+        "distributed",
+        "packing",
+        "passes",
+        "masking",
+        "heads",
+    ]
+    names += [objective.function.__module__.rpartition(".")[2] for objective in OBJECTIVES.values()]
+    for name in names:
         assert not any(module.startswith("transformers") for module in outside_imports(PACKAGE / f"{name}.py")), name
 
 
@@ -127,6 +183,11 @@ def test_the_public_names_are_exactly_the_promised_ones() -> None:
 def test_the_version_is_the_newest_in_the_changelog() -> None:
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (\d+\.\d+\.\d+)", changelog, re.MULTILINE).group(1) == simcse_hf.__version__
+
+
+def test_a_record_names_the_version_that_ran_and_not_the_one_once_installed(monkeypatch) -> None:
+    monkeypatch.setattr(simcse_hf, "__version__", "9.9.9")
+    assert package_versions()["simcse-hf"] == "9.9.9"
 
 
 def test_the_readme_shows_the_real_tree() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_hf.corpora import scored_pairs, shape_of, training_views
+from simcse_hf.corpora import LABEL_IDS, ScoredPairs, scored_pairs, shape_of, training_views
 from simcse_hf.errors import DataError
+from simcse_hf.leakage import HeldOutSentences
 from simcse_hf.row_report import RowReport
-from simcse_hf.tables import Table, read_table
+from simcse_hf.tables import Table, read_hub_table, read_table
 from simcse_hf.text import normalize_text
 
 DECOMPOSED = "\u1112\u1161\u11ab\u1100\u1173\u11af"
@@ -39,7 +41,7 @@ def test_a_column_that_says_something_about_the_pairs_is_not_ignored(columns: st
     row = ["가", "나", *("다" for _ in columns.split()[2:])]
     with pytest.raises(DataError, match=f"a.tsv has the column '{ignored}' beside .* and it would be ignored"):
         training_views([table(columns, row)], RowReport())
-    views = training_views([table(columns, row)], RowReport(), as_sentences=True)
+    views = training_views([table(columns, row)], RowReport(), train_as="sentences")
     assert views.rows[:2] == [("가",), ("나",)]
 
 
@@ -165,14 +167,14 @@ def test_the_triplet_rule_is_the_one_asked_for() -> None:
     ],
 )
 def test_any_shape_can_be_read_as_its_sentences(columns: str, row: tuple, expected: list[str]) -> None:
-    views = training_views([table(columns, row)], RowReport(), as_sentences=True)
+    views = training_views([table(columns, row)], RowReport(), train_as="sentences")
     assert views.rows == [(sentence,) for sentence in expected]
     assert views.unsupervised
 
 
 def test_files_of_different_shapes_are_one_corpus_as_sentences() -> None:
     tables = [table("text", ("가",)), table("anchor positive", ("나", "가"), name="b.tsv")]
-    assert training_views(tables, RowReport(), as_sentences=True).rows == [("가",), ("나",)]
+    assert training_views(tables, RowReport(), train_as="sentences").rows == [("가",), ("나",)]
 
 
 def test_files_of_different_shapes_are_refused_by_name() -> None:
@@ -182,7 +184,9 @@ def test_files_of_different_shapes_are_refused_by_name() -> None:
 
 
 def test_scored_pairs_are_no_training_data_but_their_sentences_are() -> None:
-    with pytest.raises(DataError, match=r"a\.tsv holds scored pairs; .*set train_as to sentences"):
+    with pytest.raises(
+        DataError, match=r"a\.tsv holds scored pairs; .*set train_as to scores; .*set train_as to sentences"
+    ):
         training_views([table("sentence1 sentence2 score", ("가", "나", "1"))], RowReport())
 
 
@@ -302,3 +306,160 @@ def test_real_korsts_is_whole(data_dir: Path, name: str, rows: int, altered: int
     legacy = scored_pairs(read_table(path, RowReport()), "korsts", text_mode="legacy_strip")
     changed = zip(pairs.sentences1, pairs.sentences2, legacy.sentences1, legacy.sentences2, strict=True)
     assert sum((a, b) != (c, d) for a, b, c, d in changed) == altered
+
+
+def test_labels_make_pairs_of_nli_rows_with_ids_by_name() -> None:
+    report = RowReport()
+    tables = [
+        table(
+            "sentence1 sentence2 gold_label", (f"{DECOMPOSED} ", "참", "entailment"), ("한글", "거짓", " Contradiction")
+        ),
+        table("premise hypothesis label", ("한글", "몰라", "neutral"), ("", "참", "neutral"), name="b.json"),
+    ]
+    views = training_views(tables, report, train_as="labels")
+    assert views.rows == [("한글", "참"), ("한글", "거짓"), ("한글", "몰라")]
+    assert views.values == [1, 0, 2] == [LABEL_IDS[name] for name in ("entailment", "contradiction", "neutral")]
+    assert (views.shape, views.unsupervised, views.source_rows) == ("labelled", False, [2, 1])
+    assert (report.unit, report.kept, report.dropped) == ("labelled pairs", 3, {"empty_sentence": 1})
+
+
+def test_labels_of_the_hub_are_read_by_name_whatever_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KLUE numbers entailment, contradiction, neutral; kor_nli entailment, neutral, contradiction."""
+    for names in (["entailment", "contradiction", "neutral"], ["entailment", "neutral", "contradiction"]):
+        features = datasets.Features(
+            {name: datasets.Value("string") for name in ("premise", "hypothesis")}
+            | {"label": datasets.ClassLabel(names=names)}
+        )
+        rows = {"premise": ["가"] * 3, "hypothesis": names, "label": [0, 1, 2]}
+        dataset = datasets.Dataset.from_dict(rows, features=features)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, dataset=dataset, **__: dataset)
+        report = RowReport()
+        views = training_views([read_hub_table("owner/name", report)], report, train_as="labels")
+        assert views.values == [LABEL_IDS[hypothesis] for _, hypothesis in views.rows]
+
+
+@pytest.mark.parametrize("label", ["1", "-", "", "-1", "함의"])
+def test_a_label_without_a_name_is_an_error_or_counted(label: str) -> None:
+    rows = [("가", "나", "neutral"), ("가", "다", label)]
+    with pytest.raises(DataError, match=rf"a\.tsv, line 3: the label is '{label}', not entailment.*on_bad_row to skip"):
+        training_views([table("premise hypothesis label", *rows)], RowReport(), train_as="labels")
+    report = RowReport(on_bad_row="skip")
+    views = training_views([table("premise hypothesis label", *rows)], report, train_as="labels")
+    assert (views.rows, views.values) == ([("가", "나")], [2])
+    assert (report.dropped, report.examples) == ({"unknown_label": 1}, {"unknown_label": "a.tsv, line 3"})
+
+
+def test_a_hypothesis_that_is_none_is_not_labelled() -> None:
+    rows = [("가", "n/a", "neutral"), ("n/a", "나", "neutral"), ("가", "나", "neutral")]
+    report = RowReport()
+    views = training_views([table("premise hypothesis label", *rows)], report, train_as="labels")
+    assert views.rows == [("가", "나")]
+    assert report.dropped == {"n/a_instead_of_a_sentence": 2}
+
+
+def test_scores_make_pairs_with_a_score_from_0_to_1() -> None:
+    report = RowReport()
+    tables = [
+        table("sentence1 sentence2 score", (f"{DECOMPOSED} ", "나", "3.500"), ("가", "나", "-0.0"), ("", "나", "1")),
+        table("guid sentence1 sentence2 labels.label labels.real-label", (1, "다", "라", 5, 4.9), name="b.json"),
+    ]
+    views = training_views(tables, report, train_as="scores")
+    assert views.rows == [("한글", "나"), ("가", "나"), ("다", "라")]
+    assert views.values == [0.7, 0.0, 1.0]
+    assert (views.shape, views.unsupervised, views.source_rows) == ("scored", False, [2, 1])
+    assert (report.unit, report.dropped) == ("scored pairs", {"empty_sentence": 1})
+
+
+def test_the_scale_of_scores_can_be_another() -> None:
+    rows = [("가", "나", "-1"), ("가", "다", "0"), ("가", "라", "1")]
+    tables = [table("sentence1 sentence2 score", *rows)]
+    assert training_views(tables, RowReport(), train_as="scores", score_scale=(-1, 1)).values == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("셋", "the score is '셋', which is not a number"),
+        (None, "the score is '', which is not a number"),
+        ("5.01", r"the score 5\.01 is outside the scale 0\.0 to 5\.0"),
+        ("nan", "the score nan is outside the scale"),
+    ],
+)
+def test_a_training_score_that_cannot_be_used_is_an_error_or_counted(score: str | None, message: str) -> None:
+    rows = [("가", "나", "1"), ("가", "다", score)]
+    with pytest.raises(DataError, match=rf"a\.tsv, line 3: {message}.*set on_bad_row to skip"):
+        training_views([table("sentence1 sentence2 score", *rows)], RowReport(), train_as="scores")
+    report = RowReport(on_bad_row="skip")
+    assert training_views([table("sentence1 sentence2 score", *rows)], report, train_as="scores").values == [0.2]
+    assert report.examples == {"unusable_score": "a.tsv, line 3"}
+
+
+@pytest.mark.parametrize(
+    ("train_as", "columns", "message"),
+    [
+        (
+            "labels",
+            "sentence1 sentence2 score",
+            r"b\.tsv holds scored pairs, by its columns .* needs NLI rows \(premise",
+        ),
+        ("labels", "anchor positive", r"b\.tsv holds pairs, .*train_as labels needs NLI rows"),
+        ("scores", "premise hypothesis label", r"b\.tsv holds NLI rows, .*train_as scores needs scored pairs"),
+        ("scores", "text", r"b\.tsv holds sentences, .* Choose another file, or another train_as"),
+    ],
+)
+def test_a_table_without_the_values_is_refused_by_name(train_as: str, columns: str, message: str) -> None:
+    good = {"labels": "premise hypothesis label", "scores": "sentence1 sentence2 score"}[train_as]
+    with pytest.raises(DataError, match=message):
+        training_views([table(good), table(columns, name="b.tsv")], RowReport(), train_as=train_as)
+
+
+def test_rows_with_values_are_the_same_when_the_value_is_too() -> None:
+    rows = [("가", "나", "1"), ("가", "나", "1.0"), ("가", "나", "2"), ("나", "가", "1")]
+    report = RowReport()
+    views = training_views([table("sentence1 sentence2 score", *rows)], report, train_as="scores")
+    assert (views.rows, views.values) == ([("가", "나"), ("가", "나"), ("나", "가")], [0.2, 0.4, 0.2])
+    assert report.examples == {"duplicate": "a.tsv, line 3"}
+
+
+def test_rows_without_values_have_none_and_say_how_many_came_from_each_source() -> None:
+    tables = [
+        table("text", ("가",), ("나",)),
+        table("text", ("나",), ("",), name="b.tsv"),
+        table("text", ("다",), name="c"),
+    ]
+    views = training_views(tables, RowReport())
+    assert (views.values, views.source_rows) == (None, [2, 0, 1])
+    nli = [("P", "e", "entailment"), ("P", "c", "contradiction")]
+    views = training_views([table("premise hypothesis label", *nli)], RowReport())
+    assert (views.values, views.source_rows) == (None, None)
+
+
+def held_out(*sentences: str) -> HeldOutSentences:
+    return HeldOutSentences([ScoredPairs(name="dev", sentences1=list(sentences), sentences2=[], scores=[])])
+
+
+@pytest.mark.parametrize(
+    ("train_as", "columns", "rows", "kept", "place"),
+    [
+        ("auto", "text", [("가 나.",), ("다",), ("가나",)], [("다",)], "a.tsv, line 2"),
+        ("auto", "anchor positive", [("다", "라"), ("다", "가나!"), ("가나", "라")], [("다", "라")], "a.tsv, line 3"),
+        ("sentences", "anchor positive", [("다", "가 나")], [("다",)], "a.tsv, line 2"),
+        ("scores", "sentence1 sentence2 score", [("가나", "다", 1), ("다", "라", 2)], [("다", "라")], "a.tsv, line 2"),
+        (
+            "auto",
+            "premise hypothesis label",
+            [(p, h, label) for p in "PQ" for h, label in ((f"{p} e", "entailment"), ("가 나", "contradiction"))]
+            + [("R", "e", "entailment"), ("R", "c", "contradiction")],
+            [("R", "e", "c")],
+            "'P'",
+        ),
+    ],
+)
+def test_rows_with_a_held_out_sentence_are_dropped_and_counted(
+    train_as: str, columns: str, rows: list, kept: list, place: str
+) -> None:
+    report = RowReport()
+    views = training_views([table(columns, *rows)], report, train_as=train_as, held_out=held_out("가 나", "마"))
+    assert views.rows == kept
+    assert report.dropped["in_evaluation_set"] > 0 and report.examples["in_evaluation_set"] == place
+    assert "dropped: in evaluation set (first: " in str(report)

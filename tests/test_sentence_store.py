@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from simcse_hf import sentence_store
 from simcse_hf.collators import ViewsCollator, pad
+from simcse_hf.errors import DataError
 from simcse_hf.sample import SAMPLES
 from simcse_hf.sentence_store import SentenceStore, ViewsDataset, index_rows
 from simcse_hf.tokenization import load_tokenizer
@@ -268,3 +269,50 @@ def test_progress_is_drawn_only_when_asked(
 ) -> None:
     ViewsDataset.build(ROWS, tokenizer, max_length=16, show_progress=show)
     assert ("Tokenising" in capfd.readouterr().err) == show
+
+
+def test_labels_go_with_their_rows_and_stay_integers(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [(SENTENCES[5], "네."), ("네.", "네."), ("비가 온다.", "맑다.")]
+    dataset = ViewsDataset.build(rows, tokenizer, max_length=64, labels=[2, 0, 1])
+    assert [item["label"] for item in dataset] == [2, 0, 1]
+    assert [item["label"] for item in dataset.sorted_by_length()] == [0, 1, 2]
+    batch = ViewsCollator(tokenizer.pad_token_id)([dataset[0], dataset[2]])
+    assert batch["labels"].equal(torch.tensor([2, 1])) and batch["labels"].dtype == torch.int64
+    assert "scores" not in batch and "teacher" not in batch
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_each_view_has_the_teachers_vector_of_its_sentence(tokenizer: PreTrainedTokenizerBase, dtype: type) -> None:
+    sentences, _ = index_rows(ROWS)
+    vector_of = {sentence: [float(number), -0.5 * number] for number, sentence in enumerate(sentences)}
+    teacher = np.array(list(vector_of.values()), dtype=dtype)
+    dataset = ViewsDataset.build(ROWS, tokenizer, max_length=16, teacher=teacher, scores=[0.5, 0.25, 1])
+    for views in (dataset, dataset.sorted_by_length()):
+        named = {views.store[number].tobytes(): vector_of[sentence] for number, sentence in enumerate(sentences)}
+        for item in views:
+            assert item["teacher"].dtype == np.float32
+            assert item["teacher"].tolist() == [named[view.tobytes()] for view in item["views"]]
+    batch = ViewsCollator(tokenizer.pad_token_id)([dataset[2], dataset[0]])
+    assert batch["teacher"].shape == (2, 3, 2) and batch["teacher"].dtype == torch.float32
+    assert batch["teacher"].tolist() == [[vector_of[sentence] for sentence in ROWS[row]] for row in (2, 0)]
+    assert batch["scores"].tolist() == [1, 0.5]
+
+
+def test_both_views_of_an_unlabelled_sentence_have_its_vector(tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset = ViewsDataset.build([("네.",), ("맑다.",)], tokenizer, max_length=16, teacher=np.array([[1.0], [2.0]]))
+    assert [item["teacher"].tolist() for item in dataset] == [[[1], [1]], [[2], [2]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scores": [1.0]}, "scores holds 1 entries for 3 rows; give one for each"),
+        ({"labels": [1, 2, 0, 1]}, "labels holds 4 entries for 3 rows"),
+        ({"teacher": np.zeros((3, 2))}, "teacher holds 3 entries for 5 sentences"),
+    ],
+)
+def test_values_that_do_not_belong_to_the_rows_are_refused(
+    tokenizer: PreTrainedTokenizerBase, values: dict, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        ViewsDataset.build(ROWS, tokenizer, max_length=16, **values)

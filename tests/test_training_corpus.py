@@ -21,13 +21,14 @@ from tokenizers import normalizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from simcse_hf import training_corpus
+from simcse_hf import corpus_folder, training_corpus
 from simcse_hf.arguments import DataArguments
 from simcse_hf.cache_folder import cache_root
 from simcse_hf.cli import main
 from simcse_hf.collators import ViewsCollator
-from simcse_hf.corpora import TrainingViews, training_views
+from simcse_hf.corpora import ScoredPairs, TrainingViews, training_views
 from simcse_hf.errors import ConfigError, DataError
+from simcse_hf.leakage import HeldOutSentences
 from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
 from simcse_hf.sentence_store import ViewsDataset
@@ -47,7 +48,9 @@ def in_memory(paths: Sequence[Path], reading: Reading) -> TrainingViews:
         [read_table(path, report, reading.column_names) for path in paths],
         report,
         triplet_rule=reading.triplet_rule,
-        as_sentences=reading.as_sentences,
+        train_as=reading.train_as,
+        score_scale=reading.score_scale,
+        held_out=reading.held_out,
         deduplicate=reading.deduplicate,
     )
 
@@ -61,7 +64,11 @@ def assert_same(paths: Sequence[Path], reading: Reading, root: Path) -> Training
         assert (found.shape, found.sources) == (expected.shape, expected.sources)
         assert found.report.remembered() == expected.report.remembered()
         ours, statistics = tokenized_views(found, TOKENIZER, root, **OPTIONS)
-        theirs = ViewsDataset.build(expected.rows, TOKENIZER, **OPTIONS)
+        values = {"scored": "scores", "labelled": "labels"}.get(found.shape)
+        theirs = ViewsDataset.build(
+            expected.rows, TOKENIZER, **OPTIONS, **({values: expected.values} if values else {})
+        )
+        assert (found.values and list(found.values), found.source_rows) == (expected.values, expected.source_rows)
         assert (len(ours), len(ours.store)) == (len(theirs), len(theirs.store))
         assert ours.store.lengths.tolist() == theirs.store.lengths.tolist()
         assert [tokens.tolist() for tokens in ours.store] == [
@@ -71,6 +78,8 @@ def assert_same(paths: Sequence[Path], reading: Reading, root: Path) -> Training
             assert [view.tolist() for view in mine["views"]] == [view.tolist() for view in other["views"]]
             assert mine["sentence_ids"].tolist() == other["sentence_ids"].tolist()
             assert mine["sentence_ids"].dtype == np.int64 and set(mine) == set(other)
+            for name in ("score", "label"):
+                assert (mine.get(name), type(mine.get(name))) == (other.get(name), type(other.get(name)))
         assert statistics == theirs.statistics(TOKENIZER, OPTIONS["max_length"])
     return found
 
@@ -95,7 +104,7 @@ def test_sentences_are_those_held_in_memory(
 ) -> None:
     path = new(tmp_path_factory, "\n".join(["처음", *lines]), "a.txt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_corpus, "_ROWS_AT_ONCE", at_once)
+        patch.setattr(corpus_folder, "_ROWS_AT_ONCE", at_once)
         assert_same([path], Reading(deduplicate=deduplicate), path.parent / "cache")
 
 
@@ -112,7 +121,7 @@ def test_pairs_and_triplets_are_those_held_in_memory(
     lines = ["\t".join(row) for row in [names, ["처음"] * len(names), *rows]]
     path = new(tmp_path_factory, "\n".join(lines), "a.tsv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_corpus, "_ROWS_AT_ONCE", at_once)
+        patch.setattr(corpus_folder, "_ROWS_AT_ONCE", at_once)
         assert_same([path], Reading(deduplicate=deduplicate), path.parent / "cache")
 
 
@@ -138,11 +147,95 @@ def test_nli_rows_are_matched_as_in_memory(tmp_path: Path, tmp_path_factory: pyt
     assert_same([path], Reading(triplet_rule=rule), tmp_path)
 
 
+values = {
+    "labels": ("premise\thypothesis\tlabel", ["entailment", "neutral", "contradiction", "-", ""]),
+    "scores": ("sentence1\tsentence2\tscore", ["0", "-0.0", "2.5", "2.50", "5", "3.1", "5.5", "셋"]),
+}
+
+
+@ANY
+@given(
+    st.sampled_from(["labels", "scores"]),
+    st.lists(st.tuples(words, words, st.integers(0, 7)), max_size=14),
+    st.lists(st.sampled_from(["가", "나 다", "한"]), max_size=1),
+    st.booleans(),
+    st.sampled_from([1, 2, 3, 10_000]),
+)
+def test_rows_with_values_are_those_held_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, train_as: str, rows: list, kept_out: list, deduplicate: bool, at_once: int
+) -> None:
+    header, choices = values[train_as]
+    lines = ["\t".join([first, second, choices[number % len(choices)]]) for first, second, number in rows]
+    whole = ["\t".join(["처음", "처음", choices[0]])]
+    path = new(tmp_path_factory, "\n".join([header, *whole, *lines]), "a.tsv")
+    second = new(tmp_path_factory, "\n".join([header, *lines, *whole]), "b.tsv")
+    dev = ScoredPairs(name="dev", sentences1=kept_out, sentences2=[], scores=[])
+    reading = Reading(train_as=train_as, deduplicate=deduplicate, on_bad_row="skip", held_out=HeldOutSentences([dev]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_folder, "_ROWS_AT_ONCE", at_once)
+        assert_same([path, second], reading, path.parent / "cache")
+
+
+@pytest.mark.parametrize(("wanted", "of_each"), [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 0, 1]), (9, [2, 0, 2])])
+def test_values_and_sources_of_the_first_rows(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, wanted: int, of_each: list[int]
+) -> None:
+    files = [["가\t나\t5", "가\t나\t0"], ["가\t나\t5"], ["다\t라\t1", "가\t나\t5.0", "마\t바\t4"]]
+    paths = [
+        new(tmp_path_factory, "\n".join(["sentence1\tsentence2\tscore", *lines]), f"{name}.tsv")
+        for name, lines in zip("abc", files, strict=True)
+    ]
+    views = views_of_files(paths, Reading(train_as="scores", max_rows=wanted), tmp_path)
+    assert list(views.values) == [1.0, 0.0, 0.2, 0.8][:wanted]
+    assert views.values[-1] == list(views.values)[-1] and views.values[:1] == [1.0]
+    assert (views.source_rows, sum(views.source_rows)) == (of_each, len(views.rows))
+
+
+def test_a_score_of_minus_zero_is_zero(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = new(tmp_path_factory, "sentence1\tsentence2\tscore\n가\t나\t0\n가\t나\t-0.0\n", "a.tsv")
+    assert len(assert_same([path], Reading(train_as="scores"), tmp_path).rows) == 1
+
+
+def test_scores_on_another_scale_are_another_corpus(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = new(tmp_path_factory, "sentence1\tsentence2\tscore\n가\t나\t1\n", "a.tsv")
+    found = [
+        list(views_of_files([path], Reading(train_as="scores", score_scale=scale), tmp_path).values)
+        for scale in ((0.0, 5.0), (0.0, 1.0))
+    ]
+    assert found == [[0.2], [1.0]]
+
+
+def test_other_held_out_sentences_are_another_corpus(corpus: Path, tmp_path: Path, builds: list[str]) -> None:
+    for sentence in ("다.", "라", "라!"):
+        dev = ScoredPairs(name="dev", sentences1=[sentence], sentences2=["마"], scores=[0])
+        views = start(corpus, tmp_path, held_out=HeldOutSentences([dev]))
+        assert list(views.rows) == [("가", "나")]
+        assert views.report.dropped == {"in_evaluation_set": 1, "duplicate": 1}
+    assert builds.count("_write_corpus") == 2
+
+
+def test_nothing_left_beside_held_out_sentences_says_so(corpus: Path, tmp_path: Path) -> None:
+    dev = ScoredPairs(name="dev", sentences1=["가"], sentences2=["다"], scores=[0])
+    with pytest.raises(DataError, match=r"no training rows are left of (.|\n)*3 dropped: in evaluation set"):
+        start(corpus, tmp_path, held_out=HeldOutSentences([dev]))
+
+
+def test_the_teachers_vectors_go_by_the_sentences_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    views = views_of_files([corpus], Reading(), tmp_path)
+    numbers = {"가": 1, "나": 2, "다": 3, "라": 4}
+    sentences = [sentence for array in views.rows.sentences.arrays() for sentence in array.to_pylist()]
+    teacher = np.array([[numbers[sentence], 0.5] for sentence in sentences])
+    dataset, _ = tokenized_views(views, TOKENIZER, tmp_path, **OPTIONS, teacher=teacher)
+    assert [item["teacher"][:, 0].tolist() for item in dataset] == [[1, 2], [3, 4]]
+    with pytest.raises(DataError, match="teacher holds 3 entries for 4 sentences"):
+        tokenized_views(views, TOKENIZER, tmp_path, **OPTIONS, teacher=teacher[:3])
+
+
 @pytest.mark.parametrize("wanted", [1, 2, 3, 4, 9])
 def test_only_the_first_rows_are_kept_and_the_others_counted(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_corpus, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(corpus_folder, "_ROWS_AT_ONCE", 2)
     rows = ["가\t나", "가\t나", "다\t가", "나\t다", "라\t마"]
     path = new(tmp_path_factory, "\n".join(["anchor\tpositive", *rows]), "a.tsv")
     views = views_of_files([path], Reading(max_rows=wanted), tmp_path)
@@ -218,7 +311,8 @@ def test_a_moved_file_is_known_by_its_content_and_named_by_its_new_place(
     [
         {"column_names": ["anchor", "positive"]},
         {"triplet_rule": "all"},
-        {"as_sentences": True},
+        {"train_as": "sentences"},
+        {"held_out": HeldOutSentences([ScoredPairs(name="dev", sentences1=["다"], sentences2=["바"], scores=[0])])},
         {"deduplicate": False},
         {"max_rows": 1},
         {"on_bad_row": "skip"},

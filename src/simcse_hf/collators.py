@@ -1,4 +1,4 @@
-"""Rows of views -> one batch, packed or padded.    Axes: B items, V views, T tokens."""
+"""Rows of views -> one batch, packed or padded.    Axes: B items, V views, T tokens, E components."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ViewsCollator:
 
         Returns:
             Packed: see `packing.packed_rows`, with `sentence_starts` and `sentence_lengths` (B, V). Padded:
-            `input_ids` and `attention_mask` (B, V, T). Either with `sentence_ids` (B, V), all int64; and with
-            `scores` (B,) float32 where the items are scored.
+            `input_ids` and `attention_mask` (B, V, T). Either with `sentence_ids` (B, V), all int64; and, where
+            the items have them, with `scores` (B,) float32, `labels` (B,) int64 and `teacher` (B, V, E) float32.
         """
         sentences = [view for item in items for view in item["views"]]
         views = len(items[0]["views"])
@@ -53,6 +53,10 @@ class ViewsCollator:
         batch["sentence_ids"] = torch.from_numpy(np.stack([item["sentence_ids"] for item in items]))
         if "score" in items[0]:
             batch["scores"] = torch.tensor([item["score"] for item in items], dtype=torch.float32)
+        if "label" in items[0]:
+            batch["labels"] = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        if "teacher" in items[0]:
+            batch["teacher"] = torch.from_numpy(np.stack([item["teacher"] for item in items]))
         return batch
 
 

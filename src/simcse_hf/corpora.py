@@ -1,63 +1,66 @@
 """Training views and scored pairs from tables.
 
-Columns are found by name, never by position; what a table is follows from its columns:
-
-| shape        | columns                                                                       |
-|--------------|-------------------------------------------------------------------------------|
-| NLI rows     | `sentence1/sentence2`, or `premise/hypothesis`, with `gold_label` or `label`  |
-| scored pairs | `sentence1/sentence2/score`, `sentence1/sentence2/labels.label`                |
-| triplets     | `anchor/positive/negative...`, `sent0/sent1/hard_neg...`                      |
-| pairs        | `anchor/positive`, `sent0/sent1`, `sentence1/sentence2`, `question1/question2` |
-| sentences    | `text` or `sentence`, or a table of one column                                |
+What a table is follows from its columns (`table_shapes`); what it is trained as is another matter
+(`TrainAs`): any of them as unlabelled sentences, NLI rows as triplets or as labelled pairs, scored
+pairs by their scores.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
 from .errors import DataError
+from .leakage import HeldOutSentences
 from .nli import TripletRule, build_triplets
 from .row_report import RowReport
-from .tables import Table, numbered
+from .table_shapes import NAME_OF_SHAPE, TableShape, shape_of
+from .tables import Table
 from .text import normalize_text
 
-Shape = Literal["nli", "scored", "triplets", "pairs", "sentences"]
-PlacedViews = tuple[str, tuple[str, ...]]  # place for messages, one sentence a view
+Shape = Literal[TableShape, "labelled"]
+TrainAs = Literal["auto", "sentences", "labels", "scores"]
+# Place for messages; a sentence a view; label id, score in 0 .. 1, or None; index of the table. A plain tuple, because
+# the garbage collector goes through millions of anything else.
+PlacedRow = tuple[str, tuple[str, ...], float | None, int]
 
-_NLI_COLUMNS = [
-    ("sentence1", "sentence2", "gold_label"),
-    ("sentence1", "sentence2", "label"),
-    ("premise", "hypothesis", "gold_label"),
-    ("premise", "hypothesis", "label"),
-]
-_SCORED_COLUMNS = [("sentence1", "sentence2", "score"), ("sentence1", "sentence2", "labels.label")]
-_PAIR_COLUMNS = [("anchor", "positive"), ("sent0", "sent1"), ("sentence1", "sentence2"), ("question1", "question2")]
-_NEGATIVE_STEMS = {("anchor", "positive"): "negative", ("sent0", "sent1"): "hard_neg"}
-# A column like these beside two texts says something about them that training on bare pairs would ignore.
-_TELLING_COLUMNS = {"label", "gold_label", "score", "is_duplicate", "labels.label"}
-_SENTENCE_COLUMNS = ("text", "sentence")
+# The ids of KoSBERT's first stage. Sources number their labels differently, so only names are read.
+LABEL_IDS = {"contradiction": 0, "entailment": 1, "neutral": 2}
+# KorNLI holds it in place of some hypotheses.
+_NOT_A_SENTENCE = "n/a"
+# What each way of training with a value reads, and what it makes of it.
+_WITH_VALUES: dict[str, tuple[TableShape, Shape, str]] = {
+    "labels": ("nli", "labelled", "NLI rows (premise, hypothesis, label)"),
+    "scores": ("scored", "scored", "scored pairs (sentence1, sentence2, score)"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingViews:
-    """Rows for a contrastive loss: anchor, positive, hard negatives.
+    """Rows to train on: anchor, positive, hard negatives; or two sentences and what is said of them.
 
     Attributes:
         rows: Normalised sentences, in memory or decoded from disk when asked for; all rows have
             the same number of views. Unlabelled sentences appear as rows of one; the second view
             is the same sentence again.
-        shape: What the source tables were.
+        shape: What the source tables were; NLI rows that keep their labels are `labelled`.
         sources: One entry for each file: path, sha256, rows.
+        values: One for each row: ids of `LABEL_IDS` where the shape is `labelled`, scores in
+            0 .. 1 where it is `scored`; else None.
+        source_rows: How many of the rows came from each source, one source after the other; None
+            where a row is matched from several.
     """
 
     rows: Sequence[tuple[str, ...]]
     shape: Shape
     sources: list[dict]
     report: RowReport
+    values: Sequence[float] | None = None
+    source_rows: list[int] | None = None
 
     @property
     def unsupervised(self) -> bool:
@@ -90,7 +93,9 @@ def training_views(
     report: RowReport,
     *,
     triplet_rule: TripletRule = "last_wins",
-    as_sentences: bool = False,
+    train_as: TrainAs = "auto",
+    score_scale: tuple[float, float] = (0.0, 5.0),
+    held_out: HeldOutSentences | None = None,
     deduplicate: bool = True,
 ) -> TrainingViews:
     """Read tables of one shape into rows of views, held in memory.
@@ -101,23 +106,41 @@ def training_views(
         tables: All of the same shape; NLI premises are matched across them.
         report: Counts rows kept and dropped; the same that the tables were opened with.
         triplet_rule: See `nli`.
-        as_sentences: Take every sentence of every text column as unlabelled.
-        deduplicate: Drop rows equal to an earlier row.
+        train_as: See `complete_rows`.
+        score_scale: Lowest and highest score, which become 0 and 1.
+        held_out: Drop rows that hold one of these sentences.
+        deduplicate: Drop rows equal to an earlier row, the label or score included.
 
     Raises:
         DataError: Unusable or differing columns, or no row left.
     """
-    shape, rows = complete_rows(tables, report, triplet_rule=triplet_rule, as_sentences=as_sentences)
-    kept, seen = [], set()
-    for where, row in rows:
-        if deduplicate and row in seen:
-            report.drop("duplicate", where)
+    shape, rows = complete_rows(
+        tables, report, triplet_rule=triplet_rule, train_as=train_as, score_scale=score_scale, held_out=held_out
+    )
+    kept, values, seen, from_source = [], [], set(), Counter()
+    for place, views, value, source in rows:
+        if deduplicate and (views, value) in seen:
+            report.drop("duplicate", place)
         else:
-            kept.append(row)
-            seen.add(row)
+            kept.append(views)
+            values.append(value)
+            seen.add((views, value))
+            from_source[source] += 1
     report.kept = len(kept)
     check_some_are_left(tables, report)
-    return TrainingViews(rows=kept, shape=shape, sources=[table.source for table in tables], report=report)
+    return TrainingViews(
+        rows=kept,
+        shape=shape,
+        sources=[table.source for table in tables],
+        report=report,
+        values=values if has_values(shape) else None,
+        source_rows=None if shape == "nli" else [from_source[source] for source in range(len(tables))],
+    )
+
+
+def has_values(shape: Shape) -> bool:
+    """Whether the rows of a corpus have a label or a score each."""
+    return shape in ("labelled", "scored")
 
 
 def check_some_are_left(tables: Sequence[Table], report: RowReport) -> None:
@@ -135,19 +158,36 @@ def complete_rows(
     report: RowReport,
     *,
     triplet_rule: TripletRule = "last_wins",
-    as_sentences: bool = False,
-) -> tuple[Shape, Iterator[PlacedViews]]:
-    """The shape of the tables, and their rows one by one: normalised, none empty, repeated ones included.
+    train_as: TrainAs = "auto",
+    score_scale: tuple[float, float] = (0.0, 5.0),
+    held_out: HeldOutSentences | None = None,
+) -> tuple[Shape, Iterator[PlacedRow]]:
+    """The shape of the corpus, and its rows one by one: normalised, none empty, repeated ones included.
 
     Args:
-        tables: All of the same shape; NLI rows alone are held in memory, to match their premises.
+        tables: All of the same shape; NLI rows that become triplets are held in memory, to match
+            their premises.
         report: Counts rows dropped.
         triplet_rule: See `nli`.
-        as_sentences: Take every sentence of every text column as unlabelled.
+        train_as: `auto` makes views for a contrastive loss. `sentences` takes every sentence of
+            every text column as unlabelled. `labels` makes (premise, hypothesis) of NLI rows, with
+            the label's id. `scores` makes pairs with a score.
+        score_scale: Lowest and highest score, which become 0 and 1.
+        held_out: Drop rows that hold one of these sentences, as `in_evaluation_set`.
 
     Raises:
         DataError: Unusable or differing columns; while iterating, a malformed row.
     """
+    if train_as in _WITH_VALUES:
+        shape, rows = _rows_with_values(tables, report, train_as, score_scale)
+    else:
+        shape, rows = _rows_without_values(tables, report, triplet_rule, as_sentences=train_as == "sentences")
+    return shape, _complete(rows, report, held_out)
+
+
+def _rows_without_values(
+    tables: Sequence[Table], report: RowReport, triplet_rule: TripletRule, *, as_sentences: bool
+) -> tuple[Shape, Iterator[PlacedRow]]:
     shapes = {table.name: "sentences" if as_sentences else shape_of(table)[0] for table in tables}
     if len(set(shapes.values())) > 1:
         listed = "; ".join(f"{name}: {shape}" for name, shape in shapes.items())
@@ -155,20 +195,67 @@ def complete_rows(
     shape: Shape = next(iter(shapes.values()))
     if shape == "scored":
         raise DataError(
-            f"{tables[0].name} holds scored pairs; a contrastive loss needs positives, not scores. To use its "
-            "sentences for unsupervised training, set train_as to sentences."
+            f"{tables[0].name} holds scored pairs; a contrastive loss needs positives, not scores. To train on the "
+            "scores, set train_as to scores; to use its sentences for unsupervised training, set train_as to sentences."
         )
     if shape == "nli":
         report.unit = "triplets"
-        rows: Iterator[PlacedViews] = (
-            ("", triplet) for triplet in build_triplets(_complete_nli_rows(tables, report), triplet_rule, report)
-        )
-    elif shape == "sentences":
+        complete = chain.from_iterable(_complete_nli_rows(table, report) for table in tables)
+        return shape, (("", triplet, None, 0) for triplet in build_triplets(complete, triplet_rule, report))
+    if shape == "sentences":
         report.unit = "sentences"
-        rows = chain.from_iterable(_sentences(table, as_sentences) for table in tables)
+        return shape, chain.from_iterable(
+            _sentences(source, table, as_sentences) for source, table in enumerate(tables)
+        )
+    return shape, (
+        (place, views, None, source)
+        for source, table in enumerate(tables)
+        for place, views in _column_values(table, shape_of(table)[1])
+    )
+
+
+def _rows_with_values(
+    tables: Sequence[Table], report: RowReport, train_as: TrainAs, score_scale: tuple[float, float]
+) -> tuple[Shape, Iterator[PlacedRow]]:
+    needed, shape, description = _WITH_VALUES[train_as]
+    for table in tables:
+        if (found := shape_of(table)[0]) != needed:
+            raise DataError(
+                f"{table.name} holds {NAME_OF_SHAPE[found]}, by its columns {', '.join(table.columns)}; train_as "
+                f"{train_as} needs {description}. Choose another file, or another train_as."
+            )
+    report.unit = f"{shape} pairs"
+    if shape == "labelled":
+        rows = (_labelled(source, table, report) for source, table in enumerate(tables))
     else:
-        rows = chain.from_iterable(_column_values(table, shape_of(table)[1]) for table in tables)
-    return shape, _complete(rows, report)
+        rows = (_scored(source, table, report, score_scale) for source, table in enumerate(tables))
+    return shape, chain.from_iterable(rows)
+
+
+def _labelled(source: int, table: Table, report: RowReport) -> Iterator[PlacedRow]:
+    for place, premise, hypothesis, label in _complete_nli_rows(table, report):
+        label_id = LABEL_IDS.get(label.lower())
+        if label_id is None:
+            report.bad_row("unknown_label", place, f"the label is {label!r}, not entailment, neutral or contradiction.")
+        elif _NOT_A_SENTENCE in (premise, hypothesis):
+            report.drop("n/a_instead_of_a_sentence", place)
+        else:
+            yield place, (premise, hypothesis), label_id, source
+
+
+def _scored(source: int, table: Table, report: RowReport, scale: tuple[float, float]) -> Iterator[PlacedRow]:
+    lowest, highest = scale
+    for place, (first, second, text) in _column_values(table, shape_of(table)[1]):
+        if not (first and second):
+            report.drop("empty_sentence", place)
+            continue
+        try:
+            score = _score(text, scale)
+        except ValueError as error:
+            report.bad_row("unusable_score", place, str(error))
+        else:
+            share = (score - lowest) / (highest - lowest) + 0.0  # there is no -0.0
+            yield place, (first, second), share, source
 
 
 def scored_pairs(
@@ -200,58 +287,18 @@ def scored_pairs(
             raise DataError(f"{where}: an empty sentence. An evaluation set is not shortened; mend the file.")
         pairs.sentences1.append(sentences[0])
         pairs.sentences2.append(sentences[1])
-        pairs.scores.append(_score(where, score, scale))
+        try:
+            pairs.scores.append(_score(score, scale))
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
     if len(pairs) < 2:
         raise DataError(f"{table.name} holds {len(pairs)} scored pairs; a correlation needs at least 2.")
     return pairs
 
 
-def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[Shape, list[str]]:
-    """What a table is, and the columns that make it so, in the order of the views.
-
-    Args:
-        table: Not read any further.
-        as_sentences: Labels do not matter, because the sentences are used one by one.
-
-    Raises:
-        DataError: No known combination of column names, or a telling column that pairs would ignore.
-    """
-    known = {column.lower(): column for column in table.columns}
-
-    def find(options: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
-        return next((option for option in options if set(option) <= known.keys()), None)
-
-    if option := find(_NLI_COLUMNS):
-        return "nli", [known[name] for name in option]
-    if option := find(_SCORED_COLUMNS):
-        return "scored", [known[name] for name in option]
-    if option := find(_PAIR_COLUMNS):
-        stem = _NEGATIVE_STEMS.get(option)
-        negatives = numbered(table.columns, stem) if stem else []
-        ignored = [
-            column
-            for name, column in known.items()
-            if (name in _TELLING_COLUMNS or "neg" in name) and column not in negatives
-        ]
-        if ignored and not as_sentences:
-            raise DataError(
-                f"{table.name} has the column {ignored[0]!r} beside {option[0]} and {option[1]}, and it would be ignored. Name "
-                f"hard negatives {stem or 'negative'}, {stem or 'negative'}_2, ... beside {option[0]}; remove other columns, and "
-                "rows that are not positives."
-            )
-        return "triplets" if negatives else "pairs", [*(known[name] for name in option), *negatives]
-    if name := next((name for name in _SENTENCE_COLUMNS if name in known), None):
-        return "sentences", [known[name]]
-    if len(table.columns) == 1:
-        return "sentences", list(table.columns)
-    raise DataError(
-        f"{table.name} has the columns {', '.join(map(repr, table.columns))}, which fit no known shape. Name them "
-        "anchor, positive, negative (triplets), anchor, positive (pairs), premise, hypothesis, label (NLI), sentence1, "
-        "sentence2, score (scored pairs) or text (sentences). For a file without a header line, set column_names."
-    )
-
-
-def _column_values(table: Table, columns: Sequence[str], *, normalize: bool = True) -> Iterator[PlacedViews]:
+def _column_values(
+    table: Table, columns: Sequence[str], *, normalize: bool = True
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     positions = [table.columns.index(column) for column in columns]
     for where, fields in table.rows:
         values = [fields[position] for position in positions]
@@ -263,46 +310,49 @@ def _column_values(table: Table, columns: Sequence[str], *, normalize: bool = Tr
         yield where, tuple(values)
 
 
-def _complete_nli_rows(tables: Sequence[Table], report: RowReport) -> Iterator[tuple[str, str, str, str]]:
-    for table in tables:
-        for where, row in _column_values(table, shape_of(table)[1]):
-            if row[0] and row[1]:
-                yield where, *row
-            else:
-                report.drop("empty_sentence", where)
+def _complete_nli_rows(table: Table, report: RowReport) -> Iterator[tuple[str, str, str, str]]:
+    for where, row in _column_values(table, shape_of(table)[1]):
+        if row[0] and row[1]:
+            yield where, *row
+        else:
+            report.drop("empty_sentence", where)
 
 
-def _sentences(table: Table, as_sentences: bool) -> Iterator[PlacedViews]:
+def _sentences(source: int, table: Table, as_sentences: bool) -> Iterator[PlacedRow]:
     shape, columns = shape_of(table, as_sentences=as_sentences)
     if as_sentences and shape in ("nli", "scored"):
         columns = columns[:2]
     for where, values in _column_values(table, columns):
         for value in values:
-            yield where, (value,)
+            yield where, (value,), None, source
 
 
-def _complete(rows: Iterator[PlacedViews], report: RowReport) -> Iterator[PlacedViews]:
-    views = None
-    for where, row in rows:
-        if not all(row):
-            report.drop("empty_sentence", where)
+def _complete(rows: Iterator[PlacedRow], report: RowReport, held_out: HeldOutSentences | None) -> Iterator[PlacedRow]:
+    number = None
+    for row in rows:
+        place, views, _, _ = row
+        if not all(views):
+            report.drop("empty_sentence", place)
             continue
-        if len(row) != (views := views or len(row)):
+        if len(views) != (number := number or len(views)):
             raise DataError(
                 "the training files have different numbers of negatives; make them equal, or train separately."
             )
-        yield where, row
+        if held_out is not None and any(sentence in held_out for sentence in views):
+            report.drop("in_evaluation_set", place or repr(views[0][:40]))  # a triplet has no place of its own
+            continue
+        yield row
 
 
 def _strip_punctuation(text: str) -> str:
     return normalize_text(text.translate(str.maketrans("", "", ",'\"")))
 
 
-def _score(where: str, value, scale: tuple[float, float]) -> float:
+def _score(value, scale: tuple[float, float]) -> float:
     try:
         score = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: the score is {value!r}, which is not a number.") from None
+        raise ValueError(f"the score is {value!r}, which is not a number.") from None
     if not (math.isfinite(score) and scale[0] <= score <= scale[1]):
-        raise DataError(f"{where}: the score {score} is outside the scale {scale[0]} to {scale[1]}.")
+        raise ValueError(f"the score {score} is outside the scale {scale[0]} to {scale[1]}.")
     return score

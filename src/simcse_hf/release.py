@@ -79,7 +79,7 @@ def write_release(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, folder
         {
             "transformers": versions["transformers"],
             "pytorch": versions["torch"],
-            "simcse-hf": versions.get("simcse-hf", "source tree"),
+            "simcse-hf": versions["simcse-hf"],
         },
     )
 

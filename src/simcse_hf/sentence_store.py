@@ -1,6 +1,6 @@
 """Every distinct sentence, tokenised once; training rows are indices into it.
 
-Axes: N rows, V views.
+Axes: N rows, V views, S sentences, E components of a teacher's vectors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from .arrow_column import ArrowColumn
+from .errors import DataError
 
 _SENTENCES_PER_CALL = 10_000
 _SENTENCES_COMPARED = 50
@@ -131,14 +132,18 @@ def index_rows(rows: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
 class ViewsDataset(Dataset):
     """Rows of views over a `SentenceStore`.
 
-    An item is `{"views": [V arrays of token ids], "sentence_ids": (V,) int64}`, with `score`
-    where the rows are scored. The index of a sentence is its identity: the store holds distinct
-    sentences, in an order that is the same on every process.
+    An item is `{"views": [V arrays of token ids], "sentence_ids": (V,) int64}`, with `score` or
+    `label` where the rows have one, and `teacher` (V, E) float32 where the sentences have vectors.
+    The index of a sentence is its identity: the store holds distinct sentences, in an order that is
+    the same on every process.
 
     Attributes:
         store: In memory, or a mapped column of token ids.
         rows: Indices into it: (N, V) in memory, or a mapped column of N lists. A list of one
             stands for two views of a sentence.
+        scores: (N,) or None.
+        labels: (N,) integers or None.
+        teacher: (S, E), the vector that a teacher gives each sentence of the store, or None.
     """
 
     def __init__(
@@ -146,10 +151,26 @@ class ViewsDataset(Dataset):
         store: SentenceStore | ArrowColumn,
         rows: np.ndarray | ArrowColumn,
         scores: Sequence[float] | None = None,
+        *,
+        labels: Sequence[int] | None = None,
+        teacher: np.ndarray | None = None,
     ):
+        """Put the parts together.
+
+        Raises:
+            DataError: Not one score and label for each row, or not one vector for each sentence.
+        """
+        for name, values, one_each in (("scores", scores, rows), ("labels", labels, rows), ("teacher", teacher, store)):
+            if values is not None and len(values) != len(one_each):
+                what = "sentences" if one_each is store else "rows"
+                raise DataError(
+                    f"{name} holds {len(values):,} entries for {len(one_each):,} {what}; give one for each."
+                )
         self.store = store
         self.rows = rows
         self.scores = scores
+        self.labels = labels
+        self.teacher = teacher
 
     @classmethod
     def build(
@@ -160,16 +181,21 @@ class ViewsDataset(Dataset):
         max_length: int,
         prompt: str = "",
         scores: Sequence[float] | None = None,
+        labels: Sequence[int] | None = None,
+        teacher: np.ndarray | None = None,
         show_progress: bool = False,
     ) -> ViewsDataset:
-        """Tokenise rows of sentences; a row of one sentence becomes two views of it."""
+        """Tokenise rows of sentences; a row of one sentence becomes two views of it.
+
+        `teacher` (S, E) is in the order of `index_rows`.
+        """
         sentences, indices = index_rows(rows)
         store = SentenceStore.build(
             sentences, tokenizer, max_length=max_length, prompt=prompt, show_progress=show_progress
         )
         if indices.shape[1] == 1:
             indices = np.repeat(indices, 2, axis=1)
-        return cls(store, indices, scores)
+        return cls(store, indices, scores, labels=labels, teacher=teacher)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,13 +207,19 @@ class ViewsDataset(Dataset):
         item = {"views": [self.store[sentence] for sentence in row], "sentence_ids": row}
         if self.scores is not None:
             item["score"] = self.scores[index]
+        if self.labels is not None:
+            item["label"] = self.labels[index]
+        if self.teacher is not None:
+            item["teacher"] = np.asarray(self.teacher[row], dtype=np.float32)
         return item
 
     def sorted_by_length(self) -> ViewsDataset:
         """The same rows, shortest first: evaluation batches then hold little padding."""
         order = np.argsort(self.store.lengths[self.rows].max(axis=1), kind="stable")
-        scores = None if self.scores is None else [self.scores[index] for index in order]
-        return ViewsDataset(self.store, self.rows[order], scores)
+        scores, labels = (
+            None if values is None else [values[index] for index in order] for values in (self.scores, self.labels)
+        )
+        return ViewsDataset(self.store, self.rows[order], scores, labels=labels, teacher=self.teacher)
 
     def statistics(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, float]:
         """What `TokenCounts` says of a set in memory."""

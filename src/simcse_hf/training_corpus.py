@@ -2,24 +2,21 @@
 
 Two folders of the data cache, so that another tokenizer does not read the files again:
 
-- `corpus-...`: `sentences.arrow` (each distinct sentence), `rows.arrow` (indices into it),
-  keyed by the files' content and how they are read;
+- `corpus-...`: distinct sentences and the rows (see `corpus_folder`), keyed by the files' content
+  and how they are read;
 - `tokens-...`: `tokens.arrow` (token ids of each sentence), keyed by the corpus, the tokenizer,
   the length and the prompt.
 
-While they are built, four bytes a sentence and five a row are held in memory; afterwards nothing
-is: both are read through memory maps.    Axes: N rows, V views.
+Neither is held in memory: both are read through memory maps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +28,17 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from .arrow_column import ArrowColumn, ColumnWriter, lists_of
 from .cache_folder import cached_folder
-from .corpora import PlacedViews, TrainingViews, check_some_are_left, complete_rows
-from .errors import DataError
+from .corpora import TrainAs, TrainingViews, check_some_are_left, complete_rows, has_values
+from .corpus_folder import CorpusRows, CorpusValues, write_rows
 from .files import format_of
+from .leakage import HeldOutSentences
 from .nli import TripletRule
-from .numbering import Numbering, first_uses
 from .row_report import RowReport
 from .sentence_store import BatchTokeniser, TokenCounts, ViewsDataset
 from .tables import Table, read_hub_table, read_table, source_of
 
 # Raise it whenever the same files and settings would give other content.
-_VERSION = 1
-_ROWS_AT_ONCE = 10_000
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,36 +48,27 @@ class Reading:
     Attributes:
         column_names: Header of `.tsv` and `.csv` files that have none.
         triplet_rule: See `nli`.
-        as_sentences: Take every sentence of every text column as unlabelled.
-        deduplicate: Drop rows equal to an earlier row.
+        train_as: See `corpora.complete_rows`.
+        score_scale: Lowest and highest score, which become 0 and 1.
+        held_out: Drop rows that hold one of these sentences.
+        deduplicate: Drop rows equal to an earlier row, the label or score included.
         max_rows: Keep only the first so many.
         on_bad_row: See `RowReport`.
     """
 
     column_names: Sequence[str] | None = None
     triplet_rule: TripletRule = "last_wins"
-    as_sentences: bool = False
+    train_as: TrainAs = "auto"
+    score_scale: tuple[float, float] = (0.0, 5.0)
+    held_out: HeldOutSentences | None = None
     deduplicate: bool = True
     max_rows: int | None = None
     on_bad_row: str = "error"
 
-
-class CorpusRows(Sequence):
-    """Rows of sentences in a folder of the cache, decoded when they are asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.sentences = ArrowColumn(folder / "sentences.arrow")
-        self.indices = ArrowColumn(folder / "rows.arrow")
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        return tuple(self.sentences[sentence].tobytes().decode("utf-8") for sentence in self.indices[position])
+    def key(self) -> dict:
+        """JSON-ready; differs where the rows may."""
+        choices = {field.name: getattr(self, field.name) for field in fields(self)}
+        return choices | {"held_out": None if self.held_out is None else self.held_out.digest}
 
 
 def views_of_files(
@@ -137,7 +124,7 @@ def _views(
         "version": _VERSION,
         "unicode": unicodedata.unidata_version,  # normalisation follows it
         "contents": contents,
-        "reading": asdict(reading),
+        "reading": reading.key(),
     }
 
     def build(folder: Path) -> dict:
@@ -158,116 +145,42 @@ def _views(
         file, _, line = place.rpartition(", ")
         if file in moved:
             report.examples[reason] = f"{moved[file]}, {line}"
-    return TrainingViews(rows=CorpusRows(folder), shape=record["shape"], sources=sources, report=report)
+    return TrainingViews(
+        rows=CorpusRows(folder),
+        shape=record["shape"],
+        sources=sources,
+        report=report,
+        values=CorpusValues(folder) if has_values(record["shape"]) else None,
+        source_rows=record["source_rows"],
+    )
 
 
 def _write_corpus(folder: Path, tables: list[Table], report: RowReport, reading: Reading, show_progress: bool) -> dict:
-    """Read once into a spill file, number the sentences, and write those that are new and the rows."""
-    shape, rows = complete_rows(tables, report, triplet_rule=reading.triplet_rule, as_sentences=reading.as_sentences)
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    views, numbers, is_kept = _spill(scratch, rows, reading.deduplicate, show_progress)
-    kept = int(is_kept.sum())
-    wanted = kept if reading.max_rows is None else min(kept, reading.max_rows)
-    duplicates = len(is_kept) - kept
-    if duplicates:
-        report.dropped["duplicate"] = duplicates
-        report.examples["duplicate"] = _place_of(scratch, int(is_kept.argmin()))
-    if wanted < kept:
-        report.dropped["beyond_max_train_samples"] = kept - wanted
-        report.examples["beyond_max_train_samples"] = f"row {wanted + 1:,} of those kept"
-    report.kept = wanted
+    shape, rows = complete_rows(
+        tables,
+        report,
+        triplet_rule=reading.triplet_rule,
+        train_as=reading.train_as,
+        score_scale=reading.score_scale,
+        held_out=reading.held_out,
+    )
+    source_rows = write_rows(
+        folder,
+        rows,
+        shape,
+        report,
+        sources=len(tables),
+        deduplicate=reading.deduplicate,
+        max_rows=reading.max_rows,
+        show_progress=show_progress,
+    )
     check_some_are_left(tables, report)
-    _keep(scratch, folder, numbers.reshape(-1, views), is_kept, wanted)
-    shutil.rmtree(scratch)
     return {
         "shape": shape,
         "report": report.remembered(),
         "sources": [table.source for table in tables],
+        "source_rows": None if shape == "nli" else source_rows,
     }
-
-
-def _spill(
-    scratch: Path, rows: Iterator[PlacedViews], deduplicate: bool, show_progress: bool
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Write all rows to `scratch`; V, the numbers of their sentences (N*V,), and which rows to keep (N,)."""
-    sentences, whole_rows = Numbering(scratch / "sentences"), Numbering(scratch / "rows")
-    views, writer = 1, None
-    compressed = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        pa.OSFile(str(scratch / "spill.arrow"), "wb") as stream,
-        tqdm(desc="Reading", unit=" rows", disable=not show_progress) as progress,
-    ):
-        while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-            columns = [[place for place, _ in chunk], *zip(*(row for _, row in chunk), strict=True)]
-            views = len(columns) - 1
-            try:
-                sentences.add(chain.from_iterable(row for _, row in chunk))
-            except UnicodeEncodeError:
-                raise _not_a_text(chunk) from None
-            if deduplicate and views > 1:
-                # Normalised sentences hold no line breaks, so joining them is unambiguous.
-                whole_rows.add("\n".join(row) for _, row in chunk)
-            batch = pa.record_batch([pa.array(column, pa.string()) for column in columns], names=_spill_names(views))
-            writer = writer or pa.ipc.new_stream(stream, batch.schema, options=compressed)
-            writer.write_batch(batch)
-            progress.update(len(chunk))
-        if writer:
-            writer.close()
-    numbers = sentences.numbers()
-    if not deduplicate:
-        return views, numbers, np.ones(len(numbers) // views, dtype=bool)
-    return views, numbers, first_uses(numbers if views == 1 else whole_rows.numbers())
-
-
-def _spill_names(views: int) -> list[str]:
-    return ["place", *(f"view_{view}" for view in range(views))]
-
-
-def _not_a_text(chunk: list[PlacedViews]) -> DataError:
-    for place, row in chunk:
-        for sentence in row:
-            try:
-                sentence.encode("utf-8")
-            except UnicodeEncodeError as error:
-                broken = sentence[error.start]
-                return DataError(
-                    f"{place}: half a character (\\u{ord(broken):04x}), which no text can hold. Mend the row."
-                )
-    raise AssertionError("every row can be encoded")
-
-
-def _spilled(scratch: Path) -> Iterator[pa.RecordBatch]:
-    with pa.OSFile(str(scratch / "spill.arrow")) as stream:
-        yield from pa.ipc.open_stream(stream)
-
-
-def _place_of(scratch: Path, row: int) -> str:
-    return next(islice(_spilled(scratch), row // _ROWS_AT_ONCE, None)).column(0)[row % _ROWS_AT_ONCE].as_py()
-
-
-def _keep(scratch: Path, folder: Path, numbers: np.ndarray, is_kept: np.ndarray, wanted: int) -> None:
-    """Write the first `wanted` of the rows to keep, numbers (N, V), and each sentence where it is used first."""
-    sentences, rows, done = 0, 0, 0
-    with (
-        ColumnWriter(folder / "sentences.arrow", "text", pa.string()) as texts,
-        ColumnWriter(folder / "rows.arrow", "sentences", pa.list_(pa.from_numpy_dtype(numbers.dtype))) as indices,
-    ):
-        for batch in _spilled(scratch):
-            here = slice(done, done + len(batch))
-            done += len(batch)
-            positions = np.flatnonzero(is_kept[here])[: wanted - rows]
-            kept = numbers[here][positions]  # (K, V)
-            rows += len(kept)
-            indices.write(lists_of(kept.ravel(), np.full(len(kept), kept.shape[1])))
-            # Numbers ascend in order of first use, so a sentence is new where its number has not been reached.
-            new = np.flatnonzero(first_uses(np.concatenate([[sentences - 1], kept.ravel()]))[1:])
-            sentences += len(new)
-            row, view = np.divmod(new, kept.shape[1])
-            columns = pa.concat_arrays(batch.columns[1:])  # (V*N,), one view after the other
-            texts.write(columns.take(pa.array(view * len(batch) + positions[row])))
-            if rows == wanted:
-                return
 
 
 def tokenized_views(
@@ -277,6 +190,7 @@ def tokenized_views(
     *,
     max_length: int,
     prompt: str = "",
+    teacher: np.ndarray | None = None,
     show_progress: bool = False,
 ) -> tuple[ViewsDataset, dict[str, float]]:
     """The rows of `views_of_files` or `views_of_hub_dataset` as token ids, by way of the cache.
@@ -287,13 +201,16 @@ def tokenized_views(
         root: The cache.
         max_length: Tokens, special ones included; longer sentences are cut.
         prompt: Put before every sentence.
+        teacher: (S, E), a vector for each of `views.rows.sentences`.
         show_progress: Draw a progress bar while tokenising.
 
     Returns:
-        The dataset, its arrays mapped from disk, and what `ViewsDataset.statistics` would say.
+        The dataset, its arrays mapped from disk, with the labels or scores of the rows; and what
+        `ViewsDataset.statistics` would say.
 
     Raises:
         ConfigError: The cache cannot be written.
+        DataError: Not as many vectors as sentences.
     """
     corpus: CorpusRows = views.rows
     key = {
@@ -309,7 +226,14 @@ def tokenized_views(
         return counts.statistics(rows=len(corpus), views=max(2, len(corpus.indices[0])))
 
     folder, statistics = cached_folder(root, "tokens", key, build)
-    return ViewsDataset(ArrowColumn(folder / "tokens.arrow"), corpus.indices), statistics
+    dataset = ViewsDataset(
+        ArrowColumn(folder / "tokens.arrow"),
+        corpus.indices,
+        scores=views.values if views.shape == "scored" else None,
+        labels=views.values if views.shape == "labelled" else None,
+        teacher=teacher,
+    )
+    return dataset, statistics
 
 
 def _write_tokens(

@@ -7,12 +7,14 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("simcse-hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "scipy", "numpy")
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "scipy", "numpy")
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
-    versions = {"python": platform.python_version()}
+    from . import __version__  # what pip says of an editable installation is as old as that
+
+    versions = {"python": platform.python_version(), "simcse-hf": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)
