@@ -11,7 +11,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from .configuration_simcse import PoolerType
+from .configuration_simcse import HeadType, PoolerType, ScoredLoss
 from .errors import ConfigError
 
 # Below these transformers fails late and without a word, or trains something else.
@@ -25,7 +25,12 @@ _LEAST = {
     "early_stopping_patience": 1,
     "max_train_samples": 1,
     "gradient_cache_tokens": 1,
+    "scored_batch_size": 1,
+    "mlm_weight": 0,
+    "lambda_weight": 0,
+    "distillation_weight": 0,
 }
+_SHARES = ("mlm_probability", "masking_ratio")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -37,6 +42,10 @@ def _check_least(arguments: object) -> None:
         value = getattr(arguments, name, None)
         if value is not None and not value >= least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+    for name in _SHARES:
+        value = getattr(arguments, name, None)
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name} is {value}; it is a share of the tokens, above 0 and below 1.")
 
 
 @dataclass
@@ -55,6 +64,12 @@ class ModelArguments:
     mlp_only_train: bool | None = field(
         default=None, metadata=_help("With pooler cls: drop the MLP head at inference (the unsupervised convention).")
     )
+    head_type: HeadType | None = field(
+        default=None, metadata=_help("The head of pooler cls: mlp, or batchnorm (DiffCSE, for training only).")
+    )
+    head_size: int | None = field(
+        default=None, metadata=_help("Components of the output of an MLP head that is for training only.")
+    )
     first_hidden_state: Literal[0, 1] | None = field(
         default=None, metadata=_help("The 'first' layer of avg_first_last: 1 (Princeton) or 0 (the paper).")
     )
@@ -64,6 +79,24 @@ class ModelArguments:
     )
     mask_duplicates: bool | None = field(
         default=None, metadata=_help("Never use a sentence as a negative of an equal sentence.")
+    )
+    symmetric: bool | None = field(
+        default=None, metadata=_help("Symmetric InfoNCE: also pick each positive's anchor among all anchors.")
+    )
+    false_negative_margin: float | None = field(
+        default=None,
+        metadata=_help(
+            "Leave out candidates more similar to the anchor than its positive by more than this, e.g. 0.1."
+        ),
+    )
+    matryoshka_dims: list[int] | None = field(
+        default=None, metadata=_help("Also train the first so many components as vectors, e.g. 64 128 256.")
+    )
+    contrastive_weight: float | None = field(
+        default=None, metadata=_help("Of the contrastive loss beside auxiliary ones; 0 with a teacher distils only.")
+    )
+    scored_loss: ScoredLoss | None = field(
+        default=None, metadata=_help("What scored pairs are trained with: cosine_mse, cosent or angle.")
     )
     prompt: str | None = field(default=None, metadata=_help("Text before every sentence, at training and inference."))
     max_seq_length: int | None = field(default=None, metadata=_help("In tokens, special tokens included."))
@@ -75,9 +108,53 @@ class ModelArguments:
         default=None, metadata=_help("Overrides the encoder's own attention dropout.")
     )
     attn_implementation: str | None = field(default=None, metadata=_help("sdpa (packed rows) or eager (padded)."))
+    do_mlm: bool = field(
+        default=False, metadata=_help("Auxiliary masked-LM loss on all sentences (Princeton SimCSE's do_mlm).")
+    )
+    mlm_weight: float = field(default=0.1, metadata=_help("Of the masked-LM loss."))
+    mlm_probability: float = field(default=0.15, metadata=_help("Share of the tokens to guess."))
+    generator_name: str | None = field(
+        default=None, metadata=_help("DiffCSE: a masked language model with the encoder's vocabulary; turns it on.")
+    )
+    lambda_weight: float = field(default=0.005, metadata=_help("Of DiffCSE's replaced-token-detection loss."))
+    masking_ratio: float = field(default=0.3, metadata=_help("Share of the tokens DiffCSE's generator fills in."))
+    diffcse_variant: Literal["ours", "legacy_diffcse", "legacy_kodiffcse"] = field(
+        default="ours", metadata=_help("ours, or the published code with its defects, for comparison.")
+    )
+    distillation: Literal["similarities", "vectors"] | None = field(
+        default=None, metadata=_help("Learn a teacher's in-batch similarities, or its vectors.")
+    )
+    distillation_weight: float = field(default=1.0, metadata=_help("Of the distillation loss."))
+    distillation_temperature: float = field(
+        default=0.05, metadata=_help("Of teacher and student where similarities are distilled.")
+    )
+    teacher_name_or_path: str | None = field(default=None, metadata=_help("The teacher: a folder or Hub id."))
+    teacher_pooler_type: PoolerType | None = field(
+        default=None, metadata=_help("How a teacher pools that does not say so itself.")
+    )
+    teacher_prompt: str | None = field(default=None, metadata=_help("Text before every sentence for the teacher."))
+    teacher_vectors: str | None = field(
+        default=None, metadata=_help("A .npy of vectors instead of a teacher, one row a line of teacher_sentences.")
+    )
+    teacher_sentences: str | None = field(default=None, metadata=_help("The text file of teacher_vectors."))
     model_revision: str | None = field(default=None, metadata=_help("Branch, tag or commit of a Hub id."))
     cache_dir: str | None = field(default=None, metadata=_help("Where Hub files are kept."))
     trust_remote_code: bool = field(default=False, metadata=_help("Run code from the model repository."))
+
+    def __post_init__(self):
+        _check_least(self)
+        if not self.distillation_temperature > 0:
+            raise ConfigError(f"distillation_temperature is {self.distillation_temperature}; it must be above 0.")
+        has_teacher = bool(self.teacher_name_or_path) or bool(self.teacher_vectors)
+        if has_teacher != bool(self.distillation) or (self.teacher_name_or_path and self.teacher_vectors):
+            raise ConfigError(
+                "distillation needs one teacher and a teacher needs distillation: set distillation to similarities or vectors, and "
+                "either teacher_name_or_path or teacher_vectors."
+            )
+        if bool(self.teacher_vectors) != bool(self.teacher_sentences):
+            raise ConfigError(
+                "teacher_vectors and teacher_sentences go together: vectors, and the lines they belong to."
+            )
 
 
 @dataclass
@@ -87,14 +164,28 @@ class DataArguments:
     train_file: list[str] | None = field(
         default=None, metadata=_help("Files or globs: .txt .tsv .csv .json .jsonl .parquet, also compressed.")
     )
+    scored_file: list[str] | None = field(
+        default=None, metadata=_help("Multitask: scored pairs, trained with scored_loss in batches between the others.")
+    )
+    source_weights: list[float] | None = field(
+        default=None,
+        metadata=_help("How often an epoch takes the rows of each file of train_file, e.g. 0.1 1 3; 1 is once."),
+    )
+    on_leakage: Literal["report", "drop", "error"] = field(
+        default="report", metadata=_help("What to do with training rows that hold a sentence of an evaluation set.")
+    )
     train_dataset: str | None = field(
         default=None, metadata=_help("A Hub dataset instead: hub_id[:config][:split][@revision].")
     )
     column_names: list[str] | None = field(
         default=None, metadata=_help("Header of .tsv and .csv training files that have none.")
     )
-    train_as: Literal["auto", "sentences"] = field(
-        default="auto", metadata=_help("sentences: take every sentence of every text column as unlabelled.")
+    train_as: Literal["auto", "sentences", "labels", "scores"] = field(
+        default="auto",
+        metadata=_help(
+            "sentences: take every sentence of every text column as unlabelled. labels: classify NLI pairs. scores: make scored "
+            "pairs as similar as they are scored."
+        ),
     )
     triplet_rule: Literal["last_wins", "all"] = field(
         default="last_wins", metadata=_help("From NLI rows: one triplet a premise, or all combinations.")
@@ -125,7 +216,7 @@ class DataArguments:
 
 @dataclass
 class SimCSETrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of this field, and four arguments more."""
+    """`transformers.TrainingArguments` with the defaults of this field, and a few arguments more."""
 
     # SimCSE trains for one epoch (unsupervised) to three; HF's default is three.
     num_train_epochs: float = field(default=1.0, metadata=_help("Passes over the training rows."))
@@ -152,6 +243,22 @@ class SimCSETrainingArguments(TrainingArguments):
         metadata=_help(
             "Gradient caching: hold the activations of about so many tokens at a time and compute them twice. The loss and "
             "its gradients are those of the whole batch, which may so be of any size. A CPU holds 1,024 at most."
+        ),
+    )
+    scored_batch_size: int | None = field(
+        default=None, metadata=_help("Rows of a batch of scored_file; per_device_train_batch_size where left out.")
+    )
+    mixing: Literal["alternate", "proportional"] = field(
+        default="alternate",
+        metadata=_help(
+            "alternate: a batch of train_file, a batch of scored_file, until one of them ends. proportional: all of both."
+        ),
+    )
+    first_stage: str | None = field(
+        default=None,
+        metadata=_help(
+            "A JSON or YAML file with what differs in a first training, into output_dir/first_stage; this one goes on from its "
+            "result."
         ),
     )
     early_stopping_patience: int | None = field(

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from .backbones import auto_class
 from .configuration_simcse import SimCSEConfig
 from .evaluation import STSResult
+from .method import Method, describe_method
 from .metrics import METRIC_NAMES
 from .sts_tasks import STS_TASKS
 
@@ -42,7 +44,8 @@ _POOLING_CODE = {
 }
 _HEAD_IN_POOLER = "embeddings = output.pooler_output"
 _HEAD_IN_DENSE = """from safetensors.torch import load_file
-head = load_file("{path}")  # in the model folder
+from transformers.utils import cached_file
+head = load_file(cached_file(model.name_or_path, "2_Dense/model.safetensors"))
 embeddings = torch.tanh(output.last_hidden_state[:, 0] @ head["linear.weight"].T + head["linear.bias"])"""
 
 _SHOWN = (
@@ -60,6 +63,23 @@ _SHOWN = (
 )
 
 
+_SHOWN_IF_CHANGED = (
+    "head_type",
+    "head_size",
+    "symmetric",
+    "false_negative_margin",
+    "matryoshka_dims",
+    "contrastive_weight",
+    "scored_loss",
+)
+_DEFAULTS = {name: SimCSEConfig.__dataclass_fields__[name].default for name in _SHOWN_IF_CHANGED}
+_SHOWN_WITH = {
+    "do_mlm": ("mlm_weight", "mlm_probability"),
+    "generator_name": ("lambda_weight", "masking_ratio", "diffcse_variant"),
+    "distillation": ("distillation", "distillation_weight", "distillation_temperature"),
+}
+
+
 def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *, has_pooler: bool) -> ModelCard:
     """The card of a finished run.
 
@@ -71,8 +91,8 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
     """
     training = run["arguments"]["training"]
     name = training.get("hub_model_id") or Path(training["output_dir"]).name or "model"
-    unsupervised = run["data"]["shape"] == "sentences"
-    licences = {source["licence"] for source in run["data"]["sources"] if "licence" in source}
+    method = describe_method(run, config)
+    licences = {source["licence"] for source in _sources(run) if "licence" in source}
     data = ModelCardData(
         language="ko",
         library_name="sentence-transformers",
@@ -88,13 +108,15 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
         model_name=name,
         hidden_size=config.text_config.hidden_size,
         backbone=f"`{_public_name(run['arguments']['model']['model_name_or_path'])}`",
-        method="unsupervised SimCSE" if unsupervised else "supervised SimCSE",
-        method_ko="비지도 SimCSE" if unsupervised else "지도 SimCSE",
+        method=method.english,
+        method_ko=method.korean,
         prompt=json.dumps(config.prompt, ensure_ascii=False) if config.prompt else "",
+        auto_class=auto_class(config.text_config).__name__,
         pooling_code=_pooling_code(config, has_pooler),
         pooling_note=_pooling_note(config, has_pooler),
         score_table=_score_table(results) if results else "This run was not evaluated.",
-        score_note=_score_note(run, results),
+        score_note=_score_note(run, results, method),
+        size_table=_size_table(run.get("sizes") or []),
         data_table=_data_table(run),
         row_report=run["data"]["report_text"],
         hyper_parameters=_hyper_parameters(run, config),
@@ -161,8 +183,16 @@ def _score_table(results: Sequence[STSResult]) -> str:
     return "\n".join(lines)
 
 
-def _score_note(run: dict, results: Sequence[STSResult]) -> str:
-    notes = []
+def _size_table(sizes: Sequence[dict]) -> str:
+    """What the first so many components score, where they were trained as vectors of their own."""
+    if not sizes:
+        return ""
+    rows = [f"| {entry['task']} | {entry['size']} | {100 * entry['cosine_spearman']:.2f} |" for entry in sizes]
+    return "\n".join(["| set | first components | cosine Spearman |", "|---|---|---|", *rows])
+
+
+def _score_note(run: dict, results: Sequence[STSResult], method: Method) -> str:
+    notes = list(method.warnings)
     if (before := run.get("before")) and (results and before["task"] == results[0].task):
         notes.append(
             f"Before training, {before['task']} cosine Spearman was {100 * before['metrics']['cosine_spearman']:.2f}."
@@ -178,11 +208,16 @@ def _score_note(run: dict, results: Sequence[STSResult]) -> str:
 
 def _data_table(run: dict) -> str:
     lines = ["| source | rows | sha256 | licence |", "|---|---|---|---|"]
-    for source in run["data"]["sources"]:
+    for source in _sources(run):
         name = source.get("official") or _public_name(source.get("path") or source.get("hub"))
         sha256 = (source.get("sha256") or source.get("fingerprint") or "")[:16]
         lines.append(f"| {name} | {source['rows']:,} | `{sha256}` | {source.get('licence', 'not stated')} |")
     return "\n".join(lines)
+
+
+def _sources(run: dict) -> list[dict]:
+    sets = (run["data"], run.get("scored_data"), (run.get("first_stage") or {}).get("data"))
+    return [source for data in sets if data for source in data["sources"]]
 
 
 def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
@@ -198,12 +233,17 @@ def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
         "max_seq_length": config.max_seq_length,
         "prompt": repr(config.prompt),
     }
+    rows |= {name: getattr(config, name) for name in _SHOWN_IF_CHANGED if getattr(config, name) != _DEFAULTS[name]}
+    model = run["arguments"]["model"]
+    for switch, names in _SHOWN_WITH.items():
+        if model.get(switch):
+            rows |= {name: model[name] for name in names if model.get(name) is not None}
     return "\n".join(["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _pooling_code(config: SimCSEConfig, has_pooler: bool) -> str:
     if config.head_at_inference:
-        return _HEAD_IN_POOLER if has_pooler else _HEAD_IN_DENSE.format(path="2_Dense/model.safetensors")
+        return _HEAD_IN_POOLER if has_pooler else _HEAD_IN_DENSE
     kind = "cls_before_pooler" if config.pooler_type == "cls" else config.pooler_type
     return _POOLING_CODE[kind].replace("{first}", str(config.first_hidden_state))
 
@@ -220,7 +260,7 @@ def _limits(run: dict, config: SimCSEConfig) -> str:
         notes.append(
             "- Trained from the small encoder in the package on sample data: a demonstration, not a model to use."
         )
-    if any("NSMC" in str(source) or "nsmc" in str(source) for source in run["data"]["sources"]):
+    if any("NSMC" in str(source) or "nsmc" in str(source) for source in _sources(run)):
         notes.append("- The training text holds rude or toxic language; the vectors may reflect it.")
     return "\n".join(notes)
 

@@ -22,10 +22,17 @@ logger = logging.getLogger(__name__)
 _CONFIG_FIELDS = (
     "pooler_type",
     "mlp_only_train",
+    "head_type",
+    "head_size",
     "first_hidden_state",
     "temperature",
     "hard_negative_weight",
     "mask_duplicates",
+    "symmetric",
+    "false_negative_margin",
+    "matryoshka_dims",
+    "contrastive_weight",
+    "scored_loss",
     "prompt",
     "max_seq_length",
 )

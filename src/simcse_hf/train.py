@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import logging
 import shutil
 import time
@@ -15,25 +17,25 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from .backbones import one_line, without_pooler
-from .cache_folder import cache_root
 from .corpora import ScoredPairs, TrainingViews
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .files import STAGING, staged_folder, write_json
+from .metrics import sts_correlations
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
+from .objective_setup import add_objectives
 from .release import check_release, write_release
-from .sample import resolve_sample
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
+from .stages import FOLDER, first_stage_arguments
 from .starting_model import load_model
 from .sts_tasks import load_sts
-from .tables import expand_paths
 from .tokenization import check_tokenizer
 from .trainer import PARTIAL, SimCSETrainer, check_training_arguments, check_weights
-from .training_corpus import Reading, tokenized_views, views_of_files, views_of_hub_dataset
+from .training_sets import load_scored_views, load_training_views, tokenize_set
 from .versions import git_revision, package_versions
 
 logger = logging.getLogger(__name__)
@@ -52,40 +54,72 @@ class TrainingRun:
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments) -> TrainingRun:
-    """Train, evaluate and release.
+    """Train, evaluate and release; with `first_stage` after another training.
 
     Raises:
         SimCSEError: Anything the user can cure; see the message.
     """
     clock = {"start": time.perf_counter()}
     _check_surroundings(training_args)
-    set_seed(training_args.seed)
-
     # Data
     show_progress = training_args.should_log and not training_args.disable_tqdm
-    views = load_training_views(data_args, show_progress=show_progress)
-    logger.info("training data: %s", views.report)
     pairs = load_evaluation_pairs(data_args, training_args)
     final_sets = [load_sts(task, data_dir=data_args.data_dir) for task in data_args.final_tasks or []]
+    evaluation = [*([pairs] if pairs else []), *final_sets]
+    views = load_training_views(data_args, evaluation=evaluation, show_progress=show_progress)
+    logger.info("training data: %s", views.report)
+    scored_views = load_scored_views(data_args, evaluation=evaluation, show_progress=show_progress)
+    if scored_views is not None:
+        logger.info("scored pairs: %s", scored_views.report)
     check_training_arguments(training_args, len(views.rows))
 
     # Model
+    first_stage = None
+    if training_args.first_stage:
+        first_stage = _first_stage(model_args, data_args, training_args)
+        model_args = dataclasses.replace(
+            model_args,
+            model_name_or_path=first_stage["output_dir"],
+            # What the first stage made of its encoder is what there is now.
+            head_init="fresh",
+            hidden_dropout_prob=None,
+            attention_probs_dropout_prob=None,
+        )
+    set_seed(training_args.seed)
     model, tokenizer = load_model(model_args)
     config = model.config
     check_tokenizer(tokenizer, config.text_config, config.max_seq_length, reads_cls=config.reads_cls)
-    options = {"max_length": config.max_seq_length, "prompt": config.prompt}
-    train_dataset, statistics = tokenized_views(
-        views, tokenizer, cache_root(data_args.data_cache_dir), **options, show_progress=show_progress
+    tokenize = functools.partial(
+        tokenize_set,
+        tokenizer=tokenizer,
+        config=config,
+        data_args=data_args,
+        model_args=model_args,
+        evaluation=evaluation,
+        show_progress=show_progress,
     )
-    logger.info("tokenised: %s", ", ".join(f"{name} {value:,}" for name, value in statistics.items()))
+    main_set = tokenize(views)
+    scored_set = None if scored_views is None else tokenize(scored_views)
     eval_dataset = None
     if pairs is not None:
         rows = list(zip(pairs.sentences1, pairs.sentences2, strict=True))
+        options = {"max_length": config.max_seq_length, "prompt": config.prompt}
         eval_dataset = ViewsDataset.build(rows, tokenizer, **options, scores=pairs.scores)
-    audit = _audit(model, train_dataset, views, training_args)
+    audit = _audit(model, main_set.dataset, views, training_args)
+    add_objectives(model, tokenizer, model_args, views)
 
     # Train
-    trainer = _build_trainer(model, training_args, train_dataset, eval_dataset, tokenizer, pairs)
+    weights = None if data_args.source_weights is None else (views.source_rows, data_args.source_weights)
+    trainer = _build_trainer(
+        model,
+        training_args,
+        train_dataset=main_set.dataset,
+        scored_dataset=None if scored_set is None else scored_set.dataset,
+        row_weights=weights,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        score_scale=pairs.scale if pairs else (0.0, 5.0),
+    )
     before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None and trainer.is_world_process_zero() else None
     clock["trained_from"] = time.perf_counter()
     checkpoint = _checkpoint_to_resume(training_args)
@@ -102,13 +136,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     trained = trainer.accelerator.unwrap_model(trainer.model)
     check_weights(trained, trainer.state.global_step, training_args.learning_rate)
     if trainer.is_world_process_zero():
-        results = evaluate(trained, tokenizer, [*([pairs] if pairs else []), *final_sets])
+        results = evaluate(trained, tokenizer, evaluation)
         record = {
             **_record_of_settings(model_args, data_args, training_args, model),
-            **_record_of_data(views, statistics, data_args),
+            "data": main_set.record() | {"triplet_rule": data_args.triplet_rule if views.shape == "nli" else None},
+            "scored_data": scored_set and scored_set.record(),
+            "first_stage": first_stage,
             "dropout": dataclasses.asdict(audit),
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
+            "sizes": _scores_of_sizes(trained, tokenizer, evaluation),
             "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
             "best": {
                 "step": trainer.state.best_global_step,
@@ -138,6 +175,42 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     )
 
 
+def _first_stage(model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments) -> dict:
+    """Train the first of two stages, or find it finished; what the record of the second says of it."""
+    stage = first_stage_arguments(model_args, data_args, training_args)
+    output_dir = Path(stage[2].output_dir)
+    finished = output_dir / "simcse_run.json"
+    if finished.exists():
+        record = json.loads(finished.read_text(encoding="utf-8"))
+        # As the record has it: JSON knows neither tuples nor the order of keys.
+        wanted = json.loads(json.dumps([dataclasses.asdict(stage[0]), dataclasses.asdict(stage[1])], default=str))
+        if [record["arguments"]["model"], record["arguments"]["data"]] != wanted:
+            raise ConfigError(
+                f"{output_dir} holds a first stage with other settings. Name another output_dir, or remove that folder."
+            )
+        logger.info("the first stage is finished: %s", output_dir)
+    else:
+        logger.info("first stage: %s", training_args.first_stage)
+        record = train(*stage).record
+    kept = ("data", "before", "results", "steps", "arguments")
+    return {"output_dir": str(output_dir), **{key: record.get(key) for key in kept}}
+
+
+def _scores_of_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[dict]:
+    """What the first so many components of the vectors score, where they were trained for it (matryoshka_dims)."""
+    sizes = model.config.matryoshka_dims or []
+    encoder = SentenceEncoder(model, tokenizer, device=model.device)
+    found = []
+    for pairs in sets if sizes else []:
+        first, second = (encoder.encode(sentences) for sentences in (pairs.sentences1, pairs.sentences2))
+        for size in sizes:
+            scores = sts_correlations(
+                torch.from_numpy(first[:, :size]), torch.from_numpy(second[:, :size]), pairs.scores
+            )
+            found.append({"task": pairs.name, "size": size, "cosine_spearman": scores["cosine_spearman"]})
+    return found
+
+
 def _record_of_settings(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -159,36 +232,9 @@ def _record_of_settings(
     }
 
 
-def _record_of_data(views: TrainingViews, statistics: dict, data_args: DataArguments) -> dict:
-    return {
-        "data": {
-            "shape": views.shape,
-            "sources": views.sources,
-            "report": views.report.as_dict(),
-            "report_text": str(views.report),
-            "statistics": statistics,
-            "triplet_rule": data_args.triplet_rule if views.shape == "nli" else None,
-        }
-    }
-
-
-def _build_trainer(
-    model: SimCSEModel,
-    training_args: SimCSETrainingArguments,
-    train_dataset: ViewsDataset,
-    eval_dataset: ViewsDataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: ScoredPairs | None,
-) -> SimCSETrainer:
+def _build_trainer(model: SimCSEModel, training_args: SimCSETrainingArguments, **parts) -> SimCSETrainer:
     try:
-        trainer = SimCSETrainer(
-            model,
-            training_args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            score_scale=pairs.scale if pairs else (0.0, 5.0),
-        )
+        trainer = SimCSETrainer(model, training_args, **parts)
         if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
             # Builds what reads the optimiser's and the scheduler's settings, so that a wrong one is found now.
             trainer.create_optimizer_and_scheduler(num_training_steps=1)
@@ -198,30 +244,6 @@ def _build_trainer(
         raise ConfigError(f"the trainer cannot be set up with these arguments: {one_line(error)}") from error
     trainer.optimizer = trainer.lr_scheduler = None
     return trainer
-
-
-def load_training_views(data_args: DataArguments, *, show_progress: bool = False) -> TrainingViews:
-    """Read `train_file` or `train_dataset`, or find what was read of the same before.
-
-    Raises:
-        ConfigError: Neither or both are given, or the cache cannot be written.
-        DataError: See `corpora.training_views`.
-    """
-    if bool(data_args.train_file) == bool(data_args.train_dataset):
-        raise ConfigError("give exactly one of train_file (local files) and train_dataset (a Hub id).")
-    reading = Reading(
-        column_names=data_args.column_names,
-        triplet_rule=data_args.triplet_rule,
-        as_sentences=data_args.train_as == "sentences",
-        deduplicate=data_args.deduplicate,
-        max_rows=data_args.max_train_samples,
-        on_bad_row=data_args.on_bad_row,
-    )
-    root = cache_root(data_args.data_cache_dir)
-    if data_args.train_dataset:
-        return views_of_hub_dataset(data_args.train_dataset, reading, root, show_progress=show_progress)
-    paths = expand_paths([resolve_sample(path) for path in data_args.train_file])
-    return views_of_files(paths, reading, root, show_progress=show_progress)
 
 
 def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainingArguments) -> ScoredPairs | None:
@@ -301,6 +323,10 @@ def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
     if (output_dir / "simcse_run.json").exists() and not resuming:
         raise ConfigError(
             f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
+        )
+    if training_args.first_stage and training_args.resume_from_checkpoint is None and (output_dir / FOLDER).exists():
+        raise ConfigError(
+            f"{output_dir / FOLDER} is there already. Go on with --resume_from_checkpoint auto, or remove {output_dir} first."
         )
     if not resuming and output_dir.is_dir() and (last := get_last_checkpoint(str(output_dir))):
         raise ConfigError(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -22,10 +23,11 @@ from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
 from .metrics import METRIC_NAMES
+from .mixing import MixedBatches, follow_epochs
 from .modeling_simcse import SimCSEModel
 from .quiet import quiet_transformers
 from .sentence_store import ViewsDataset
-from .shuffled_rows import lighten
+from .shuffled_rows import ShuffledRows, WeightedRows, lighten
 from .sts_metric import STSCorrelations
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class SimCSETrainer(Trainer):
         args: SimCSETrainingArguments,
         *,
         train_dataset: ViewsDataset | None = None,
+        scored_dataset: ViewsDataset | None = None,
+        row_weights: tuple[Sequence[int], Sequence[float]] | None = None,
         eval_dataset: ViewsDataset | None = None,
         processing_class: PreTrainedTokenizerBase,
         score_scale: tuple[float, float] = (0.0, 5.0),
@@ -59,7 +63,10 @@ class SimCSETrainer(Trainer):
         Args:
             model: The encoder to train.
             args: Checked against what would silently break a contrastive loss.
-            train_dataset: Rows of views.
+            train_dataset: Rows of views; or labelled or scored pairs.
+            scored_dataset: Scored pairs to train on in batches of their own, between those of `train_dataset`.
+            row_weights: How many rows of `train_dataset` come from each source, one source after the other, and how
+                often an epoch takes a row of each.
             eval_dataset: Rows of two views with a score.
             processing_class: The tokenizer, saved with every checkpoint.
             score_scale: Lowest and highest score of `eval_dataset`.
@@ -71,14 +78,18 @@ class SimCSETrainer(Trainer):
         if train_dataset is not None:
             check_training_arguments(args, len(train_dataset))
             explain_accumulation(args)
+        self.scored_dataset = scored_dataset
+        self.row_weights = row_weights
         model.gradient_cache_tokens = args.gradient_cache_tokens
         if args.torch_compile:
             model.compile_encoder(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         if model.row_layout(args.device) is None:
+            unpacked = [name for name, auxiliary in model.auxiliaries.items() if not auxiliary.packs]
             logger.info(
-                "a '%s' encoder with %s attention is not packed; its batches are padded within passes of similar length.",
-                model.backbone.config.model_type,
-                model.backbone.config._attn_implementation,
+                "%s does not take packed rows; batches are padded within passes of similar length.",
+                f"the objective {unpacked[0]}"
+                if unpacked
+                else f"a '{model.backbone.config.model_type}' encoder with {model.backbone.config._attn_implementation} attention",
             )
         callbacks = list(callbacks)
         if args.early_stopping_patience is not None:
@@ -116,9 +127,48 @@ class SimCSETrainer(Trainer):
 
     def get_train_dataloader(self):
         """As in Trainer; the same order of rows without a Python integer for each of them."""
+        if self.scored_dataset is not None:
+            return self._mixed_loader()
         loader = super().get_train_dataloader()
-        lighten(loader)
+        lighten(loader, self.row_weights)
         return loader
+
+    def _mixed_loader(self):
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        rows = len(self.train_dataset)
+        order = ShuffledRows(rows, seed) if self.row_weights is None else WeightedRows(*self.row_weights, seed)
+        sampler = MixedBatches(
+            [order, ShuffledRows(len(self.scored_dataset), seed)],
+            [args.per_device_train_batch_size, args.scored_batch_size or args.per_device_train_batch_size],
+            processes=args.world_size,
+            mode=args.mixing,
+            seed=seed,
+            names=("train_file", "scored_file"),
+        )
+        loader = DataLoader(
+            ConcatDataset([self.train_dataset, self.scored_dataset]),
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+        # Batches of two sizes: the sampler sees to it that every process has as many.
+        even_batches, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            prepared = self.accelerator.prepare(loader)
+        finally:
+            self.accelerator.even_batches = even_batches
+        follow_epochs(prepared)
+        return prepared
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer; where the loss has several parts, each is logged, and so is what their objectives count."""
+        if "loss" in logs:
+            parts = self.accelerator.unwrap_model(self.model).means.pop()
+            logs |= parts if len(parts) > 1 else {}
+        super().log(logs, start_time)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""

@@ -1,0 +1,78 @@
+"""What a run did, in words, for its card and for whoever compares its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .configuration_simcse import SimCSEConfig
+
+_OF_SHAPE = {
+    "sentences": ("unsupervised SimCSE", "비지도 SimCSE"),
+    "labelled": ("classification of NLI pairs (Sentence-BERT)", "NLI 분류(Sentence-BERT)"),
+    "scored": ("regression on scored pairs ({scored_loss})", "점수 회귀({scored_loss})"),
+}
+_SUPERVISED = ("supervised SimCSE", "지도 SimCSE")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the vectors came about.
+
+    Attributes:
+        english: For "trained with ...".
+        korean: For "... 방식으로 학습했습니다".
+        warnings: What a reader of the scores has to know, whole sentences.
+    """
+
+    english: str
+    korean: str
+    warnings: list[str]
+
+
+def describe_method(run: dict, config: SimCSEConfig) -> Method:
+    """Name the method of a run.
+
+    Args:
+        run: The content of `simcse_run.json`.
+        config: Of the released model.
+    """
+    model = run["arguments"]["model"]
+    english, korean = (name.format(scored_loss=config.scored_loss) for name in _of_shape(run))
+    if model.get("generator_name"):
+        english, korean = f"DiffCSE ({english} and replaced-token detection)", f"DiffCSE({korean} + 바뀐 토큰 찾기)"
+    if model.get("do_mlm"):
+        english, korean = f"{english} with a masked-LM loss", f"{korean} + MLM"
+    if kind := model.get("distillation"):
+        english, korean = f"{english} with distillation of a teacher's {kind}", f"{korean} + 지식 증류"
+    if run.get("scored_data"):
+        english = f"multitask learning: {english}, and regression on scored pairs ({config.scored_loss})"
+        korean = f"멀티태스크({korean} + 점수 회귀 {config.scored_loss})"
+    if first := run.get("first_stage"):
+        first_english, first_korean = (name.format(scored_loss=config.scored_loss) for name in _of_shape(first))
+        english, korean = f"{first_english}, then {english}", f"{first_korean} 다음 {korean}"
+    return Method(english, korean, _warnings(run))
+
+
+def _of_shape(run: dict) -> tuple[str, str]:
+    return _OF_SHAPE.get(run["data"]["shape"], _SUPERVISED)
+
+
+def _warnings(run: dict) -> list[str]:
+    found = []
+    for data in (run["data"], run.get("scored_data"), (run.get("first_stage") or {}).get("data")):
+        if not data:
+            continue
+        names = {source.get("official") or "" for source in data["sources"]}
+        if data["shape"] == "scored":
+            trained = "the human scores of KorSTS-train" if "KorSTS train" in names else "human scores of similarity"
+            found.append(
+                f"Trained on {trained}: a score on an STS set of the same kind is not comparable with that of a model that "
+                "has seen no such scores."
+            )
+        for name, leak in (data.get("leakage") or {}).items():
+            if leak["loose"]:
+                found.append(
+                    f"{leak['loose']:,} of the {leak['sentences']:,} sentences of {name} are in the training data "
+                    f"({leak['exact']:,} exactly)."
+                )
+    return list(dict.fromkeys(found))

@@ -1,0 +1,80 @@
+"""The further objectives a run asks for, put on its model."""
+
+from __future__ import annotations
+
+import logging
+
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import ModelArguments
+from .corpora import TrainingViews
+from .distillation_auxiliary import Distillation
+from .errors import ConfigError
+from .masked_lm import MaskedLanguageModel
+from .modeling_simcse import SimCSEModel
+from .replaced_token_detection import VARIANTS, ReplacedTokenDetection
+from .sample import resolve_sample
+
+logger = logging.getLogger(__name__)
+
+_LABELS = 3  # contradiction, entailment, neutral
+
+
+def add_objectives(
+    model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, views: TrainingViews
+) -> None:
+    """Give the model what the training rows and the arguments need beside the contrastive loss.
+
+    Raises:
+        ConfigError: An objective over contrastive batches, and rows that are none.
+        ModelError: A generator or masked language model that does not fit the encoder.
+    """
+    hub_kwargs = {
+        "trust_remote_code": model_args.trust_remote_code,
+        **({"cache_dir": model_args.cache_dir} if model_args.cache_dir else {}),
+    }
+    if views.shape == "labelled":
+        model.add_classifier(_LABELS)
+    added = ("do_mlm", "generator_name", "distillation")
+    given = next((name for name in added if getattr(model_args, name)), None)
+    if given and views.values is not None:
+        kind = "labels" if views.shape == "labelled" else "scores"
+        raise ConfigError(
+            f"{given} adds to a contrastive loss, and train_file is trained by its {kind}. Leave {given} out, or train_as."
+        )
+    if model_args.do_mlm:
+        auxiliary = MaskedLanguageModel.from_pretrained(
+            resolve_sample(model_args.model_name_or_path),
+            model,
+            tokenizer,
+            weight=model_args.mlm_weight,
+            probability=model_args.mlm_probability,
+            **hub_kwargs,
+        )
+        model.add_auxiliary("masked_lm", auxiliary)
+    if model_args.generator_name:
+        auxiliary = ReplacedTokenDetection.from_pretrained(
+            resolve_sample(model_args.generator_name),
+            model,
+            tokenizer,
+            weight=model_args.lambda_weight,
+            masking_ratio=model_args.masking_ratio,
+            settings=VARIANTS[model_args.diffcse_variant],
+            max_seq_length=model.config.max_seq_length,
+            **hub_kwargs,
+        )
+        model.add_auxiliary("replaced_tokens", auxiliary)
+    if model_args.distillation:
+        model.add_auxiliary(
+            "distillation",
+            Distillation(
+                model_args.distillation,
+                weight=model_args.distillation_weight,
+                temperature=model_args.distillation_temperature,
+            ),
+        )
+    if not model.config.contrastive_weight and not model.auxiliaries and views.values is None:
+        raise ConfigError(
+            "contrastive_weight is 0 and there is no other objective, so nothing would be trained. Set distillation or do_mlm, or "
+            "leave contrastive_weight out."
+        )
