@@ -118,8 +118,8 @@ def measure(corpus: Path, tokenizer_folder: str) -> dict:
     from simcse_hf.collators import ViewsCollator
     from simcse_hf.shuffled_rows import ShuffledRows
     from simcse_hf.tokenization import load_tokenizer
-    from simcse_hf.train import load_training_views
     from simcse_hf.training_corpus import tokenized_views
+    from simcse_hf.training_sets import load_training_views
 
     tokenizer = load_tokenizer(tokenizer_folder)
     memory = {"imported": resident()}

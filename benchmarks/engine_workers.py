@@ -149,8 +149,8 @@ def memory_corpus(side: str, job: dict) -> dict:
     if side == "ours":
         from simcse_hf import DataArguments
         from simcse_hf.cache_folder import cache_root
-        from simcse_hf.train import load_training_views
         from simcse_hf.training_corpus import tokenized_views
+        from simcse_hf.training_sets import load_training_views
 
         _, tokenizer = held = _our_model(job)
 

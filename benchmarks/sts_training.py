@@ -28,7 +28,8 @@ from simcse_hf.files import write_json
 from simcse_hf.losses import duplicate_mask
 from simcse_hf.sentence_store import index_rows
 from simcse_hf.sts_tasks import load_sts
-from simcse_hf.train import load_training_views, train
+from simcse_hf.train import train
+from simcse_hf.training_sets import load_training_views
 from simcse_hf.versions import package_versions
 
 LAST = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
@@ -104,18 +105,33 @@ def main() -> None:
 
 
 def run(name: str, seed: int) -> None:
+    shows, settings = EXPERIMENTS[name]
+    placed = settings | {
+        "model_name_or_path": str(MODELS / settings["model_name_or_path"]),
+        "train_file": [str(DATA / file) for file in settings["train_file"]],
+    }
+    run_once(name, seed, settings, {"shows": shows}, placed)
+
+
+def run_once(name: str, seed: int, settings: dict, notes: dict, placed: dict) -> None:
+    """Train and write `NAME-seedN.json`, unless it is there with the same settings.
+
+    Args:
+        name: Of the experiment.
+        seed: Of the run.
+        settings: As they are recorded.
+        notes: Recorded as well.
+        placed: The settings with real paths.
+    """
     path = RESULTS / f"{name}-seed{seed}.json"
-    settings = dict(EXPERIMENTS[name][1])
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings:
         return
-    stored = dict(settings)
-    peer = settings.pop("peer", False)
-    settings["model_name_or_path"] = str(MODELS / settings["model_name_or_path"])
-    settings["train_file"] = [str(DATA / file) for file in settings["train_file"]]
+    placed = dict(placed)
+    peer = placed.pop("peer", False)
     folder = Path(tempfile.mkdtemp(prefix="sts-training-"))
     try:
         start = time.perf_counter()
-        outcome = (run_peer if peer else run_ours)(settings, seed, folder)
+        outcome = (run_peer if peer else run_ours)(placed, seed, folder)
         seconds = time.perf_counter() - start
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,9 +139,9 @@ def run(name: str, seed: int) -> None:
         source["path"] = Path(source["path"]).name
     record = {
         "experiment": name,
-        "shows": EXPERIMENTS[name][0],
+        **notes,
         "seed": seed,
-        "settings": stored,
+        "settings": settings,
         **outcome,
         "seconds": round(seconds, 1),
         "hardware": f"CPU ({platform.machine()}), {torch.get_num_threads()} threads",
@@ -151,13 +167,16 @@ def _arguments(
 
 def run_ours(settings: dict, seed: int, folder: Path) -> dict:
     outcome = train(*_arguments(settings, seed, folder))
+    record = outcome.record
+    sets = [record["data"], record["scored_data"], (record["first_stage"] or {}).get("data")]
     return {
-        "before": outcome.before.metrics,
+        # Of two stages, before the first.
+        "before": record["first_stage"]["before"]["metrics"] if record["first_stage"] else outcome.before.metrics,
         "after": outcome.results[0].metrics,
         "interval": outcome.results[0].interval,
-        "steps": outcome.record["steps"],
-        "rows": outcome.record["data"]["statistics"]["rows"],
-        "sources": outcome.record["data"]["sources"],
+        "steps": record["steps"] + (record["first_stage"] or {}).get("steps", 0),
+        "rows": record["data"]["statistics"]["rows"],
+        "sources": [source for data in sets if data for source in data["sources"]],
         "evaluated_on": {"task": outcome.results[0].task, "pairs": outcome.results[0].num_pairs},
     }
 
@@ -235,6 +254,7 @@ def compare_triplet_rules() -> list[dict]:
 def report() -> str:
     """The first part of docs/benchmarks.md, every number from benchmarks/results."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-seed*.json"))]
+    records = [record for record in records if record["experiment"] in EXPERIMENTS]
     lines = [
         "# Benchmarks",
         "",
