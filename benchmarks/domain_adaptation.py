@@ -5,7 +5,8 @@
 Two domains, and for each two runs of equal length from ko-e5-mini: on the domain's text alone, and mixed with general text
 and the sentences of KorSTS-train, sentences of KorSTS-dev left out. Everyday questions have human judgements: pairs that
 mean the same or not. Technical documents have none, so there a sentence has to be found again after it lost words.
-Every run is one JSON in benchmarks/results; a run that is there already is not repeated.
+Every run is one JSON in benchmarks/results; a run that is there already is not repeated. `--report` writes
+docs/domain_adaptation.md from them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import json
 import platform
 import random
 import shutil
+import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +45,47 @@ DOMAINS = {
 }
 TECHDOCS_HELD_OUT = "unlabeled/techdocs_pytorch.txt.xz"
 POOL, DROPPED = 2000, 0.4
+DOCUMENT = Path(__file__).parent.parent / "docs" / "domain_adaptation.md"
+INTRODUCTION = """# Domain adaptation
+
+Written by `python benchmarks/domain_adaptation.py --report` from the JSON files in `benchmarks/results`, one for each run; do not
+edit. Unsupervised SimCSE from ko-e5-mini (mean pooling) on the text of a domain alone, and mixed with general text and the
+sentences of KorSTS-train; sentences of KorSTS-dev are left out (`on_leakage: drop`). Last weights of the run. Figures are
+*before -> after*, the mean over seeds; all but uniformity are x 100. KorSTS-dev is cosine Spearman."""
+TITLES = {
+    "questions": (
+        "Everyday questions, with human judgements",
+        "Do two questions mean the same (songys/Question_pair, both files)? How well the cosine tells. The unlabelled sentences of "
+        "these pairs are among the training text.",
+    ),
+    "techdocs": (
+        "Technical documents, without judgements",
+        f"With {DROPPED:.0%} of its words dropped, is a sentence of the PyTorch tutorials found again among {POOL:,} of them? "
+        "Trained on the Python documentation. This says that a sentence stays recognisable, not that similar ones lie together.",
+    ),
+}
+MEASURES = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "accuracy_at_1": "found first",
+    "mrr_at_10": "MRR@10",
+    "uniformity": "uniformity",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--report", action="store_true", help="only write docs/domain_adaptation.md")
     arguments = parser.parse_args()
-    for seed in arguments.seeds:
-        for domain in arguments.domains:
-            for mixed in (False, True):
-                run(domain, mixed, seed)
+    if not arguments.report:
+        for seed in arguments.seeds:
+            for domain in arguments.domains:
+                for mixed in (False, True):
+                    run(domain, mixed, seed)
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("domain-*-seed*.json"))]
+    DOCUMENT.write_text(document(records), encoding="utf-8")
 
 
 def run(domain: str, mixed: bool, seed: int) -> None:
@@ -159,6 +192,62 @@ def _found_again(encoder: SentenceEncoder) -> dict[str, float]:
         "mrr_at_10": float((1 / ranks).mean()),
         "uniformity": uniformity(torch.from_numpy(corpus)),
     }
+
+
+def document(records: Sequence[dict]) -> str:
+    """The whole of docs/domain_adaptation.md."""
+    lines = [INTRODUCTION]
+    for domain, (title, explanation) in TITLES.items():
+        measures = [
+            name for name in MEASURES if any(name in record["domain"]["after"] for record in _of(records, domain))
+        ]
+        lines += ["", f"## {title}", "", explanation, ""]
+        lines.append("| trained on | seeds | " + " | ".join(MEASURES[name] for name in measures) + " | KorSTS-dev |")
+        lines.append("|---|---|" + "---|" * (len(measures) + 1))
+        for variant, words in (("alone", "the domain alone"), ("mixed", "the domain, general text, STS sentences")):
+            runs = [record for record in _of(records, domain) if record["experiment"].endswith(variant)]
+            if not runs:
+                continue
+            cells = [words, " ".join(str(record["seed"]) for record in runs)]
+            cells += [
+                _change(
+                    [record["domain"]["before"][name] for record in runs],
+                    [record["domain"]["after"][name] for record in runs],
+                    1 if name == "uniformity" else 100,
+                )
+                for name in measures
+            ]
+            sts = [record["korsts_dev"] for record in runs]
+            cells.append(_change([found["before"] for found in sts], [found["after"] for found in sts], 100))
+            lines.append(f"| {' | '.join(cells)} |")
+    if records:
+        lines += ["", "## On what", ""]
+        for record in sorted({run["experiment"]: run for run in records}.values(), key=lambda run: run["experiment"]):
+            files = ", ".join(f"{Path(file).name} x {weight:g}" for file, weight in record["files"].items())
+            left_out = record["dropped"]["dropped"].items()
+            dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out)
+            lines.append(
+                f"- {record['experiment']}: {files}; left out: {dropped}. {record['steps']} steps of {record['batch']}, learning "
+                f"rate {record['learning_rate']:g}, {record['seconds']:.0f} s."
+            )
+        rows = {record["experiment"].split("-")[1]: record["domain"]["after"]["rows"] for record in records}
+        lines += [
+            "",
+            "Scored over "
+            + ", ".join(f"{count:,} rows ({domain})" for domain, count in rows.items())
+            + f" and {records[0]['korsts_dev']['pairs']:,} pairs of KorSTS-dev. Hardware: {records[0]['hardware']}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _of(records: Sequence[dict], domain: str) -> list[dict]:
+    return [record for record in records if record["experiment"].split("-")[1] == domain]
+
+
+def _change(before: list[float], after: list[float], factor: int) -> str:
+    """`before -> mean after (standard deviation)`"""
+    deviation = f" (sd {statistics.stdev(factor * value for value in after):.2f})" if len(after) > 1 else ""
+    return f"{factor * before[0]:.2f} -> {factor * statistics.mean(after):.2f}{deviation}"
 
 
 def _rows(file: str) -> int:

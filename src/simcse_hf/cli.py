@@ -186,6 +186,7 @@ def _encoder_options(arguments: argparse.Namespace) -> dict:
 
 def _train(argv: list[str]) -> int:
     from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+    from .method import warnings_about
     from .parser import parse_arguments
     from .train import train
 
@@ -204,12 +205,15 @@ def _train(argv: list[str]) -> int:
             if run.before is not None and run.before.task == result.task:
                 score += f"; before training {100 * run.before.metrics['cosine_spearman']:.2f}"
             print(score)
+        for warning in warnings_about(run.record):
+            print(warning)
         print(f"results: {run.output_dir}")
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from .benchmark import run_benchmark
+    from .method import warnings_of_folder
     from .score_report import format_table, write_scores
 
     scores = run_benchmark(
@@ -223,6 +227,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         **_encoder_options(arguments),
     )
     print(format_table(scores))
+    for model in arguments.models:
+        for warning in warnings_of_folder(model):
+            print(f"{model}: {warning}")
     if arguments.output is not None:
         for path in write_scores(scores, arguments.output):
             print(f"written: {path}")

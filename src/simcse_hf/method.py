@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from .configuration_simcse import SimCSEConfig
 
@@ -50,14 +52,28 @@ def describe_method(run: dict, config: SimCSEConfig) -> Method:
     if first := run.get("first_stage"):
         first_english, first_korean = (name.format(scored_loss=config.scored_loss) for name in _of_shape(first))
         english, korean = f"{first_english}, then {english}", f"{first_korean} 다음 {korean}"
-    return Method(english, korean, _warnings(run))
+    return Method(english, korean, warnings_about(run))
+
+
+def warnings_of_folder(folder: str) -> list[str]:
+    """`warnings_about` the run that wrote a release; none for any other folder or a Hub id."""
+    path = Path(folder) / "simcse_run.json"
+    try:
+        return warnings_about(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):  # not a release of ours, or of an older version
+        return []
 
 
 def _of_shape(run: dict) -> tuple[str, str]:
     return _OF_SHAPE.get(run["data"]["shape"], _SUPERVISED)
 
 
-def _warnings(run: dict) -> list[str]:
+def warnings_about(run: dict) -> list[str]:
+    """What a reader of a run's scores has to know: human scores it was trained on, sentences it had seen.
+
+    Args:
+        run: The content of `simcse_run.json`.
+    """
     found = []
     for data in (run["data"], run.get("scored_data"), (run.get("first_stage") or {}).get("data")):
         if not data:
