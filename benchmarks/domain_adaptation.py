@@ -80,9 +80,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write docs/domain_adaptation.md")
     arguments = parser.parse_args()
     if not arguments.report:
-        for seed in arguments.seeds:
-            for domain in arguments.domains:
-                for mixed in (False, True):
+        for mixed in (True, False):
+            for seed in arguments.seeds:
+                for domain in arguments.domains:
                     run(domain, mixed, seed)
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("domain-*-seed*.json"))]
     DOCUMENT.write_text(document(records), encoding="utf-8")

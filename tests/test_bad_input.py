@@ -21,7 +21,7 @@ import torch
 from conftest import REPOSITORY, SENTENCES, reconfigure, says, training
 from safetensors import SafetensorError
 
-import simcse_hf.modeling_simcse
+import simcse_hf.batch_losses
 from simcse_hf import SimCSEModel
 from simcse_hf.cli import main
 from simcse_hf.errors import DataError, TrainingError
@@ -473,13 +473,13 @@ def interrupt(loss: torch.Tensor) -> torch.Tensor:
 
 def break_loss_at(step: int, monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
     """Let `change` have the loss of one training step."""
-    true_loss, calls = simcse_hf.modeling_simcse.simcse_loss, itertools.count(1)
+    true_loss, calls = simcse_hf.batch_losses.simcse_loss, itertools.count(1)
 
     def loss(*args, **kwargs):
         value = true_loss(*args, **kwargs)
         return change(value) if next(calls) == step else value
 
-    monkeypatch.setattr(simcse_hf.modeling_simcse, "simcse_loss", loss)
+    monkeypatch.setattr(simcse_hf.batch_losses, "simcse_loss", loss)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -74,6 +74,7 @@ def test_a_head_may_be_smaller_where_it_is_not_shipped() -> None:
         ({"matryoshka_dims": [4, 13]}, "between 1 and 12"),
         ({"matryoshka_dims": []}, "between 1 and 12"),
         ({"matryoshka_dims": [4], "mlp_only_train": True}, "mlp_only_train ships others"),
+        ({"matryoshka_dims": [5], "scored_loss": "angle"}, "even sizes"),
         ({"contrastive_weight": -1.0}, "contrastive_weight is -1.0"),
     ],
 )

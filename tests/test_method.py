@@ -40,7 +40,7 @@ def a_run(shape: str, *, model=(), **parts) -> dict:
             "multitask learning: supervised SimCSE, and regression on scored pairs (cosent)",
         ),
         (
-            a_run("scored", first_stage={"data": {"shape": "labelled", "sources": []}}),
+            a_run("scored", first_stage=a_run("labelled")),
             "classification of NLI pairs (Sentence-BERT), then regression on scored pairs (cosent)",
         ),
     ],
@@ -54,7 +54,7 @@ def test_scores_that_were_trained_on_are_named_wherever_they_came_in() -> None:
     for run in (
         {"arguments": {"model": {}}, "data": korsts},
         a_run("nli", scored_data=korsts),
-        a_run("sentences", first_stage={"data": korsts}),
+        a_run("sentences", first_stage=a_run("scored") | {"data": korsts}),
     ):
         (warning,) = describe_method(run, CONFIG).warnings
         says(warning, "the human scores of KorSTS-train", "not comparable")

@@ -104,10 +104,10 @@ def test_an_epoch_is_fixed_by_its_number_and_the_seed(mode: Mixing) -> None:
 
 def test_a_set_may_take_its_rows_with_weights() -> None:
     """The second set begins behind all rows of the first, whatever the weights make of them."""
-    orders = [WeightedRows([10, 10], [0, 2], seed=1), ShuffledRows(6, seed=1)]
-    batches = list(MixedBatches(orders, [4, 3], processes=1, mode="proportional", seed=1))
+    orders = [WeightedRows([10, 10], [0, 3], seed=1), ShuffledRows(6, seed=1)]
+    batches = list(MixedBatches(orders, [5, 3], processes=1, mode="proportional", seed=1))
     times = Counter(row for batch in batches for row in batch)
-    assert {row: times[row] for row in range(26) if times[row]} == dict.fromkeys(range(10, 20), 2) | dict.fromkeys(
+    assert {row: times[row] for row in range(26) if times[row]} == dict.fromkeys(range(10, 20), 3) | dict.fromkeys(
         range(20, 26), 1
     )
 

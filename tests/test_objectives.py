@@ -20,7 +20,7 @@ import simcse_hf.objectives
 from simcse_hf.angle import angle_loss, paired_angle_similarities
 from simcse_hf.cosent import cosent_loss, ranking_loss
 from simcse_hf.cosine_regression import cosine_mse_loss, paired_cosines
-from simcse_hf.distillation import own_columns, similarity_distillation_loss, vector_distillation_loss
+from simcse_hf.distillation import similarity_distillation_loss, vector_distillation_loss
 from simcse_hf.errors import ConfigError
 from simcse_hf.false_negatives import false_negative_mask
 from simcse_hf.losses import contrastive_logits, simcse_loss
@@ -394,7 +394,7 @@ def test_a_student_that_agrees_costs_nothing_and_the_gradient_is_the_cross_entro
 
 def test_the_gradient_of_the_distillation_is_right_and_stays_out_of_the_teacher() -> None:
     student, teacher = normal(0, 3, 3).requires_grad_(), normal(1, 3, 3).requires_grad_()
-    masked = own_columns(3, 3)
+    masked = torch.eye(3, dtype=torch.bool)
     masked[1] = True  # nothing is left of this row
     assert torch.autograd.gradcheck(
         lambda cosines: similarity_distillation_loss(
@@ -409,17 +409,13 @@ def test_the_gradient_of_the_distillation_is_right_and_stays_out_of_the_teacher(
 
 
 def test_without_masking_a_sentences_cosine_with_itself_drowns_the_others() -> None:
-    """The reason for `own_columns`: two teachers that disagree look alike as long as the diagonal takes part."""
+    """Why a sentence's cosine with itself is masked: two teachers that disagree look alike as long as the diagonal takes part."""
     student, teacher = torch.eye(3), torch.eye(3)
     student[0, 1], teacher[0, 2] = 0.5, 0.5
     temperatures = {"student_temperature": 0.05, "teacher_temperature": 0.05}
     with_own = similarity_distillation_loss(student, teacher, **temperatures)
-    without = similarity_distillation_loss(student, teacher, **temperatures, masked=own_columns(3, 3))
+    without = similarity_distillation_loss(student, teacher, **temperatures, masked=torch.eye(3, dtype=torch.bool))
     assert with_own.item() < 1e-2 < 1 < without.item()
-
-
-def test_own_columns_of_a_later_process_are_further_right() -> None:
-    assert own_columns(2, 4, first_own=2).nonzero().tolist() == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("name", ["student_temperature", "teacher_temperature"])

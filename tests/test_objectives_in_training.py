@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from simcse_hf import SentenceEncoder, SimCSEModel
 from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from simcse_hf.errors import ConfigError, DataError
+from simcse_hf.errors import ConfigError, DataError, TrainingError
 from simcse_hf.objective_setup import add_objectives
 from simcse_hf.tables import read_table
 from simcse_hf.train import TrainingRun, train
@@ -153,10 +153,10 @@ def test_a_finished_first_stage_is_not_trained_again(run, scored_file, nli_file,
         run(**settings, resume_from_checkpoint="auto")
 
 
-def stop_at_scores(model, tokenizer, model_args, views) -> None:
+def stop_at_scores(model, tokenizer, model_args, views, **options) -> None:
     if views.shape == "scored":
         raise KeyboardInterrupt
-    add_objectives(model, tokenizer, model_args, views)
+    add_objectives(model, tokenizer, model_args, views, **options)
 
 
 def test_a_stage_file_cannot_set_what_belongs_to_the_run(run, tmp_path) -> None:
@@ -164,6 +164,87 @@ def test_a_stage_file_cannot_set_what_belongs_to_the_run(run, tmp_path) -> None:
     stage.write_text(json.dumps({"output_dir": "elsewhere"}))
     with pytest.raises(ConfigError, match="output_dir belongs to the run as a whole"):
         run(first_stage=str(stage))
+
+
+def test_a_first_stage_is_described_by_its_own_settings(run, scored_file, nli_file, tmp_path) -> None:
+    """Which encoder it began with, which loss it had, and what of its text was in the evaluation sets."""
+    stage = tmp_path / "stage.json"
+    settings = {
+        "train_file": "sample:triplets",
+        "scored_file": str(scored_file),
+        "scored_loss": "cosent",
+        "max_steps": 2,
+    }
+    stage.write_text(json.dumps(settings))
+    outcome = run(data={"train_file": [str(nli_file)]}, first_stage=str(stage), scored_batch_size=4)
+    card = (outcome.output_dir / "README.md").read_text(encoding="utf-8")
+    says(card, "multitask learning: supervised SimCSE, and regression on scored pairs (cosent), then supervised SimCSE")
+    says(card, "Trained on human scores of similarity", "scored.tsv")
+    assert "`first_stage`" not in card
+    assert (
+        outcome.record["first_stage"]["arguments"]["data"]["final_tasks"]
+        == outcome.record["arguments"]["data"]["final_tasks"]
+    )
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 5e-4}, {"max_steps": 3}])
+def test_a_finished_first_stage_with_another_training_is_not_taken(
+    run, nli_file, tmp_path, monkeypatch, setting
+) -> None:
+    stage = tmp_path / "stage.json"
+    stage.write_text(json.dumps({"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2}))
+    with monkeypatch.context() as patched:
+        patched.setattr("simcse_hf.train.set_seed", stop_at_the_second_call())
+        with pytest.raises(KeyboardInterrupt):
+            run(first_stage=str(stage))
+    stage.write_text(json.dumps({"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2} | setting))
+    with pytest.raises(ConfigError, match="first stage with other settings"):
+        run(first_stage=str(stage), resume_from_checkpoint="auto")
+
+
+def stop_at_the_second_call():
+    calls = iter([None])
+
+    def stop(seed: int) -> None:
+        if next(calls, KeyboardInterrupt) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_what_a_release_was_trained_on_is_said_of_what_goes_on_from_it(run, scored_file) -> None:
+    first = run("first", data={"train_file": [str(scored_file)], "train_as": "scores"})
+    second = run("second", model={"model_name_or_path": str(first.output_dir)})
+    says((second.output_dir / "README.md").read_text(encoding="utf-8"), "Trained on human scores of similarity")
+
+
+def test_scores_of_another_scale_are_questioned_and_read_where_it_is_named(run, tmp_path, caplog) -> None:
+    path = tmp_path / "unit.tsv"
+    rows = [f"{number}번 버스가 왔다.\t{number}번 버스를 탔다.\t{number % 5 / 4}" for number in range(20)]
+    path.write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    data = {"train_file": [str(path)], "train_as": "scores"}
+    run("doubtful", data=data, write_release=False)
+    assert "Set score_scale to 0 1" in caplog.text
+    caplog.clear()
+    outcome = run("named", data=data | {"score_scale": [0, 1]}, write_release=False)
+    assert "score_scale" not in caplog.text and outcome.record["steps"] == 4
+    with pytest.raises(ConfigError, match="score_scale is"):
+        DataArguments(score_scale=[5.0, 0.0])
+
+
+def test_a_teacher_of_another_size_is_refused_before_training(run, backbone_dir) -> None:
+    teacher = str(backbone_dir("bert", hidden_size=16))
+    model = {"distillation": "vectors", "teacher_name_or_path": teacher, "teacher_pooler_type": "avg"}
+    with pytest.raises(ConfigError, match="16 components and the student's 32"):
+        run(model=model)
+
+
+def test_the_head_of_a_checkpoint_is_not_renamed(run) -> None:
+    first = run("first", model={"pooler_type": "cls", "mlp_only_train": True})
+    model = {"model_name_or_path": str(first.output_dir / "checkpoint-4"), "pooler_type": "cls"}
+    for change in ({"head_type": "batchnorm"}, {"head_size": 8}):
+        with pytest.raises(ConfigError, match="another head"):
+            run("second", model=model | {"mlp_only_train": True} | change)
 
 
 @pytest.mark.parametrize("kind", ["similarities", "vectors"])
@@ -302,6 +383,10 @@ def test_weights_set_how_many_rows_an_epoch_takes(run, tmp_path) -> None:
     data = {"train_file": [str(file) for file in files], "max_train_samples": None, "source_weights": [0.4, 2]}
     outcome = run(data=data, max_steps=-1, num_train_epochs=1)
     assert outcome.record["steps"] == (16 + 16) // 8
+    with pytest.raises(TrainingError, match="2 training rows are fewer than one batch"):
+        run("few", data=data | {"source_weights": [0.02, 0.01]})
+    with pytest.raises(ConfigError, match="no row is left of .*분야.txt"):
+        run("cut", data=data | {"max_train_samples": 40})
 
 
 def test_two_processes_train_on_the_same_set_at_every_step(tmp_path, backbone_dir, scored_file) -> None:

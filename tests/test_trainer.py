@@ -343,6 +343,7 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
         ({"train_sampling_strategy": "group_by_length"}, 48, "negatives of a batch alike in length"),
         ({"train_sampling_strategy": "batch_rebalance"}, 48, "batches of the processes unequal"),
         ({"accelerator_config": {"dispatch_batches": True}}, 48, "would cut a packed batch between processes"),
+        ({"accelerator_config": {"split_batches": True}}, 48, "would cut a packed batch between processes"),
         ({"push_to_hub": True}, 48, "would upload checkpoints, optimiser included"),
         (
             {"early_stopping_patience": 3, "eval_strategy": "no", "load_best_model_at_end": False},

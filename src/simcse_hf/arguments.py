@@ -167,6 +167,9 @@ class DataArguments:
     scored_file: list[str] | None = field(
         default=None, metadata=_help("Multitask: scored pairs, trained with scored_loss in batches between the others.")
     )
+    score_scale: list[float] = field(
+        default_factory=lambda: [0.0, 5.0], metadata=_help("Lowest and highest score of training pairs, e.g. 0 1.")
+    )
     source_weights: list[float] | None = field(
         default=None,
         metadata=_help("How often an epoch takes the rows of each file of train_file, e.g. 0.1 1 3; 1 is once."),
@@ -212,6 +215,10 @@ class DataArguments:
 
     def __post_init__(self):
         _check_least(self)
+        if len(self.score_scale) != 2 or not self.score_scale[0] < self.score_scale[1]:
+            raise ConfigError(
+                f"score_scale is {self.score_scale}; give the lowest and the highest score, for example 0 5."
+            )
 
 
 @dataclass

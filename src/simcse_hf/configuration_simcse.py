@@ -112,6 +112,10 @@ class SimCSEConfig(PreTrainedConfig):
             raise ValueError(
                 f"matryoshka_dims is {sizes}; sizes lie between 1 and {whole}, the components of this encoder's vectors."
             )
+        if self.scored_loss == "angle" and (odd := [size for size in sizes if size % 2]):
+            raise ValueError(
+                f"matryoshka_dims holds {odd[0]}, and scored_loss angle needs even sizes: it takes vectors in halves."
+            )
         return sorted({*sizes, whole})
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:

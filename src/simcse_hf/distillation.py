@@ -28,7 +28,7 @@ def similarity_distillation_loss(
 
     Each model compares its own vectors, so their sizes may differ. All candidates take part, the own positive
     included, as in SEED. Where rows and candidates are the same sentences, the cosine of a sentence with itself is 1
-    for every model and would leave the others little of the softmax: pass `own_columns` as `masked`.
+    for every model and would leave the others little of the softmax: mask it.
 
     Args:
         student: (B, C) cosines.
@@ -54,17 +54,6 @@ def similarity_distillation_loss(
         teacher = teacher.masked_fill(masked, torch.finfo(teacher.dtype).min)
     log_q, log_p = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
-
-
-def own_columns(rows: int, candidates: int, *, first_own: int = 0, device: torch.device | None = None) -> Tensor:
-    """Where a row meets itself among the candidates: (rows, candidates) bool, row i in column `first_own + i`.
-
-    >>> own_columns(2, 3, first_own=1).tolist()
-    [[False, True, False], [False, False, True]]
-    """
-    own = torch.zeros(rows, candidates, dtype=torch.bool, device=device)
-    own.diagonal(offset=first_own)[:] = True
-    return own
 
 
 def vector_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -38,21 +38,37 @@ def describe_method(run: dict, config: SimCSEConfig) -> Method:
         run: The content of `simcse_run.json`.
         config: Of the released model.
     """
+    english, korean = _names(run, config.scored_loss)
+    if first := run.get("first_stage"):
+        before = _names(first, (first.get("model_config") or {}).get("scored_loss", config.scored_loss))
+        english, korean = f"{before[0]}, then {english}", f"{before[1]} 다음 {korean}"
+    return Method(english, korean, warnings_about(run))
+
+
+def _names(run: dict, scored_loss: str) -> tuple[str, str]:
+    """English and Korean, of one stage."""
     model = run["arguments"]["model"]
-    english, korean = (name.format(scored_loss=config.scored_loss) for name in _of_shape(run))
+    names = _OF_SHAPE.get(run["data"]["shape"], _SUPERVISED)
+    english, korean = (name.format(scored_loss=scored_loss) for name in names)
     if model.get("generator_name"):
         english, korean = f"DiffCSE ({english} and replaced-token detection)", f"DiffCSE({korean} + 바뀐 토큰 찾기)"
     if model.get("do_mlm"):
         english, korean = f"{english} with a masked-LM loss", f"{korean} + MLM"
-    if kind := model.get("distillation"):
+    if (kind := model.get("distillation")) and model.get("contrastive_weight") == 0:
+        english, korean = f"distillation of a teacher's {kind}", "지식 증류"
+    elif kind:
         english, korean = f"{english} with distillation of a teacher's {kind}", f"{korean} + 지식 증류"
     if run.get("scored_data"):
-        english = f"multitask learning: {english}, and regression on scored pairs ({config.scored_loss})"
-        korean = f"멀티태스크({korean} + 점수 회귀 {config.scored_loss})"
-    if first := run.get("first_stage"):
-        first_english, first_korean = (name.format(scored_loss=config.scored_loss) for name in _of_shape(first))
-        english, korean = f"{first_english}, then {english}", f"{first_korean} 다음 {korean}"
-    return Method(english, korean, warnings_about(run))
+        english = f"multitask learning: {english}, and regression on scored pairs ({scored_loss})"
+        korean = f"멀티태스크({korean} + 점수 회귀 {scored_loss})"
+    return english, korean
+
+
+def data_of(run: dict) -> list[dict]:
+    """Every set a run trained on, those of its first stage included, as `simcse_run.json` records them."""
+    first = run.get("first_stage") or {}
+    sets = (run["data"], run.get("scored_data"), first.get("data"), first.get("scored_data"))
+    return [data for data in sets if data]
 
 
 def warnings_of_folder(folder: str) -> list[str]:
@@ -60,24 +76,20 @@ def warnings_of_folder(folder: str) -> list[str]:
     path = Path(folder) / "simcse_run.json"
     try:
         return warnings_about(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):  # not a release of ours, or of an older version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not a release of ours, or of an older version
         return []
-
-
-def _of_shape(run: dict) -> tuple[str, str]:
-    return _OF_SHAPE.get(run["data"]["shape"], _SUPERVISED)
 
 
 def warnings_about(run: dict) -> list[str]:
     """What a reader of a run's scores has to know: human scores it was trained on, sentences it had seen.
 
+    What there was to say of the release it started from is said of it too.
+
     Args:
         run: The content of `simcse_run.json`.
     """
-    found = []
-    for data in (run["data"], run.get("scored_data"), (run.get("first_stage") or {}).get("data")):
-        if not data:
-            continue
+    found = list(run.get("started_from") or [])
+    for data in data_of(run):
         names = {source.get("official") or "" for source in data["sources"]}
         if data["shape"] == "scored":
             trained = "the human scores of KorSTS-train" if "KorSTS train" in names else "human scores of similarity"

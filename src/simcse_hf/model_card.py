@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from .backbones import auto_class
 from .configuration_simcse import SimCSEConfig
 from .evaluation import STSResult
-from .method import Method, describe_method
+from .method import Method, data_of, describe_method
 from .metrics import METRIC_NAMES
 from .sts_tasks import STS_TASKS
 
@@ -75,8 +75,8 @@ _SHOWN_IF_CHANGED = (
 _DEFAULTS = {name: SimCSEConfig.__dataclass_fields__[name].default for name in _SHOWN_IF_CHANGED}
 _SHOWN_WITH = {
     "do_mlm": ("mlm_weight", "mlm_probability"),
-    "generator_name": ("lambda_weight", "masking_ratio", "diffcse_variant"),
-    "distillation": ("distillation", "distillation_weight", "distillation_temperature"),
+    "generator_name": ("generator_name", "lambda_weight", "masking_ratio", "diffcse_variant"),
+    "distillation": ("distillation", "teacher_name_or_path", "distillation_weight", "distillation_temperature"),
 }
 
 
@@ -107,7 +107,7 @@ def model_card(run: dict, config: SimCSEConfig, results: Sequence[STSResult], *,
         template_path=str(_TEMPLATE),
         model_name=name,
         hidden_size=config.text_config.hidden_size,
-        backbone=f"`{_public_name(run['arguments']['model']['model_name_or_path'])}`",
+        backbone=f"`{_public_name(_starting_model(run))}`",
         method=method.english,
         method_ko=method.korean,
         prompt=json.dumps(config.prompt, ensure_ascii=False) if config.prompt else "",
@@ -216,8 +216,12 @@ def _data_table(run: dict) -> str:
 
 
 def _sources(run: dict) -> list[dict]:
-    sets = (run["data"], run.get("scored_data"), (run.get("first_stage") or {}).get("data"))
-    return [source for data in sets if data for source in data["sources"]]
+    return [source for data in data_of(run) for source in data["sources"]]
+
+
+def _starting_model(run: dict) -> str:
+    """The encoder that came from elsewhere, also where a first stage went on with it."""
+    return (run.get("first_stage") or run)["arguments"]["model"]["model_name_or_path"]
 
 
 def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
@@ -237,8 +241,16 @@ def _hyper_parameters(run: dict, config: SimCSEConfig) -> str:
     model = run["arguments"]["model"]
     for switch, names in _SHOWN_WITH.items():
         if model.get(switch):
-            rows |= {name: model[name] for name in names if model.get(name) is not None}
+            rows |= {name: _shown(name, model[name]) for name in names if model.get(name) is not None}
+    if run.get("scored_data"):
+        rows |= {name: training[name] for name in ("mixing", "scored_batch_size") if training.get(name) is not None}
+    if weights := run["arguments"]["data"].get("source_weights"):
+        rows["source_weights"] = weights
     return "\n".join(["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _shown(name: str, value: object) -> object:
+    return _public_name(value) if name in ("generator_name", "teacher_name_or_path") else value
 
 
 def _pooling_code(config: SimCSEConfig, has_pooler: bool) -> str:
@@ -256,7 +268,7 @@ def _pooling_note(config: SimCSEConfig, has_pooler: bool) -> str:
 
 def _limits(run: dict, config: SimCSEConfig) -> str:
     notes = [f"- Sentences are cut after {config.max_seq_length} tokens."]
-    if run["arguments"]["model"]["model_name_or_path"] == "sample:encoder":
+    if _starting_model(run) == "sample:encoder":
         notes.append(
             "- Trained from the small encoder in the package on sample data: a demonstration, not a model to use."
         )

@@ -160,11 +160,9 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
             loss = self.config.contrastive_weight * loss
             for auxiliary in self.auxiliaries.values():
                 loss = loss + auxiliary.weight * auxiliary(self, inputs, embeddings, self.means)
-            idle = self.classifier
-        else:
-            idle = self.auxiliaries
+        idle = [self.auxiliaries if kind != "contrastive" else None, self.classifier if kind != "labelled" else None]
         # DDP waits for a gradient of every parameter in every step.
-        for parameter in [] if idle is None else idle.parameters():
+        for parameter in (parameter for part in idle if part is not None for parameter in part.parameters()):
             loss = loss + 0.0 * parameter.sum()
         return loss
 

@@ -21,12 +21,24 @@ _LABELS = 3  # contradiction, entailment, neutral
 
 
 def add_objectives(
-    model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, views: TrainingViews
+    model: SimCSEModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_args: ModelArguments,
+    views: TrainingViews,
+    *,
+    teacher_size: int | None = None,
 ) -> None:
     """Give the model what the training rows and the arguments need beside the contrastive loss.
 
+    Args:
+        model: To be trained.
+        tokenizer: Its tokenizer.
+        model_args: What is asked for.
+        views: The training rows.
+        teacher_size: Components of the teacher's vectors, where there is one.
+
     Raises:
-        ConfigError: An objective over contrastive batches, and rows that are none.
+        ConfigError: An objective over contrastive batches, and rows that are none; a teacher of another size.
         ModelError: A generator or masked language model that does not fit the encoder.
     """
     hub_kwargs = {
@@ -49,6 +61,7 @@ def add_objectives(
             tokenizer,
             weight=model_args.mlm_weight,
             probability=model_args.mlm_probability,
+            **({"revision": model_args.model_revision} if model_args.model_revision else {}),
             **hub_kwargs,
         )
         model.add_auxiliary("masked_lm", auxiliary)
@@ -65,6 +78,12 @@ def add_objectives(
         )
         model.add_auxiliary("replaced_tokens", auxiliary)
     if model_args.distillation:
+        size = model.config.head_size or model.config.text_config.hidden_size
+        if model_args.distillation == "vectors" and teacher_size not in (None, size):
+            raise ConfigError(
+                f"the teacher's vectors have {teacher_size} components and the student's {size}, so they cannot be compared. "
+                "Set distillation to similarities, or take a teacher of that size."
+            )
         model.add_auxiliary(
             "distillation",
             Distillation(

@@ -26,7 +26,9 @@ class RunningMeans:
             count: How many they are.
         """
         device = total.device if isinstance(total, Tensor) else "cpu"
-        pair = torch.stack([torch.as_tensor(part, device=device).detach().double() for part in (total, count)])  # (2,)
+        # Apple's GPUs have no float64.
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        pair = torch.stack([torch.as_tensor(part, device=device).detach().to(dtype) for part in (total, count)])  # (2,)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def pop(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
@@ -10,7 +11,28 @@ from .errors import ConfigError
 from .parser import field_types, read_config, typed_values
 
 FOLDER = "first_stage"
-_DECIDED_HERE = ("output_dir", "first_stage", "resume_from_checkpoint")
+_DECIDED_HERE = (
+    "output_dir",
+    "first_stage",
+    "resume_from_checkpoint",
+    # Set up once for a process.
+    "bf16",
+    "fp16",
+    "use_cpu",
+    # The second stage goes on with the encoder as the first one left it.
+    "pooler_type",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+# Of the training arguments, those that decide the weights; where and for whom a run is made does not.
+_DECIDE_WEIGHTS = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "warmup_steps",
+    "seed",
+)
 
 Arguments = tuple[ModelArguments, DataArguments, SimCSETrainingArguments]
 
@@ -20,7 +42,8 @@ def first_stage_arguments(
 ) -> Arguments:
     """The arguments of the first of two trainings: those given, but for what the file `first_stage` says.
 
-    It trains into `output_dir/first_stage`, and writes its release there.
+    It trains into `output_dir/first_stage`, and writes its release there, scored on the same sets: their sentences
+    are looked for, and kept out, in both trainings.
 
     Raises:
         ConfigError: The file is missing or wrong, or sets what is decided here.
@@ -34,12 +57,11 @@ def first_stage_arguments(
             f"{path}: {forbidden} belongs to the run as a whole. Set it in the config that names this file."
         )
     output_dir = Path(training_args.output_dir) / FOLDER
-    unfinished = (output_dir / "simcse_run.json").exists() is False
+    unfinished = not (output_dir / "simcse_run.json").exists()
     differing |= {
         "output_dir": str(output_dir),
         "first_stage": None,
         "resume_from_checkpoint": training_args.resume_from_checkpoint if unfinished else None,
-        "final_tasks": differing.get("final_tasks"),
         "write_release": True,
     }
     stage = []
@@ -47,3 +69,14 @@ def first_stage_arguments(
         names = {field.name for field in dataclasses.fields(arguments)}
         stage.append(dataclasses.replace(arguments, **{key: differing[key] for key in differing if key in names}))
     return tuple(stage)
+
+
+def is_of(record: dict, stage: Arguments) -> bool:
+    """Whether a finished run, by its `simcse_run.json`, had the arguments of a stage."""
+    stored = record["arguments"]
+    # As the record has it: JSON knows no tuples.
+    wanted = json.loads(json.dumps([dataclasses.asdict(stage[0]), dataclasses.asdict(stage[1])], default=str))
+    training = stage[2].to_dict()
+    return [stored["model"], stored["data"]] == wanted and all(
+        stored["training"][name] == training[name] for name in _DECIDE_WEIGHTS
+    )

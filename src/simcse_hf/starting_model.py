@@ -111,6 +111,12 @@ def _continue_from(name: str, overrides: dict, model_args: ModelArguments, hub_k
             f"{name} was trained with pooler_type {model.config.pooler_type}; continuing with {overrides['pooler_type']} "
             "would change what its vectors mean. Start from its backbone, or leave pooler_type out."
         )
+    for key in ("head_type", "head_size"):
+        if overrides.get(key, getattr(model.config, key)) != getattr(model.config, key):
+            raise ConfigError(
+                f"{key} {overrides[key]} is that of another head than {name} has ({getattr(model.config, key)}). Start from its "
+                f"backbone, or leave {key} out."
+            )
     settings = {key: getattr(model.config, key) for key in _CONFIG_FIELDS} | overrides
     # A config built anew validates the combination, but it resets the attention kernel of the text_config it is
     # given: it gets a copy, and its values are assigned to the one in use.

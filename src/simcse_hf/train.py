@@ -23,14 +23,15 @@ from .encoder import SentenceEncoder
 from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .files import STAGING, staged_folder, write_json
-from .metrics import sts_correlations
+from .method import warnings_of_folder
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives
 from .release import check_release, write_release
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
-from .stages import FOLDER, first_stage_arguments
+from .shuffled_rows import WeightedRows
+from .stages import FOLDER, Arguments, first_stage_arguments, is_of
 from .starting_model import load_model
 from .sts_tasks import load_sts
 from .tokenization import check_tokenizer
@@ -61,6 +62,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     """
     clock = {"start": time.perf_counter()}
     _check_surroundings(training_args)
+    stage = first_stage_arguments(model_args, data_args, training_args) if training_args.first_stage else None
+    started_from = warnings_of_folder(model_args.model_name_or_path or "")
+
     # Data
     show_progress = training_args.should_log and not training_args.disable_tqdm
     pairs = load_evaluation_pairs(data_args, training_args)
@@ -71,15 +75,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     scored_views = load_scored_views(data_args, evaluation=evaluation, show_progress=show_progress)
     if scored_views is not None:
         logger.info("scored pairs: %s", scored_views.report)
-    check_training_arguments(training_args, len(views.rows))
+    weights = None if data_args.source_weights is None else (views.source_rows, data_args.source_weights)
+    check_training_arguments(training_args, len(WeightedRows(*weights, seed=0)) if weights else len(views.rows))
 
     # Model
     first_stage = None
-    if training_args.first_stage:
-        first_stage = _first_stage(model_args, data_args, training_args)
+    if stage is not None:
+        training_args.distributed_state.wait_for_everyone()  # until all have looked at output_dir
+        first_stage = _first_stage(stage)
         model_args = dataclasses.replace(
             model_args,
             model_name_or_path=first_stage["output_dir"],
+            pooler_type=first_stage["model_config"]["pooler_type"],
             # What the first stage made of its encoder is what there is now.
             head_init="fresh",
             hidden_dropout_prob=None,
@@ -106,10 +113,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
         options = {"max_length": config.max_seq_length, "prompt": config.prompt}
         eval_dataset = ViewsDataset.build(rows, tokenizer, **options, scores=pairs.scores)
     audit = _audit(model, main_set.dataset, views, training_args)
-    add_objectives(model, tokenizer, model_args, views)
+    teacher = main_set.dataset.teacher
+    add_objectives(model, tokenizer, model_args, views, teacher_size=None if teacher is None else teacher.shape[1])
 
     # Train
-    weights = None if data_args.source_weights is None else (views.source_rows, data_args.source_weights)
     trainer = _build_trainer(
         model,
         training_args,
@@ -142,10 +149,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             "data": main_set.record() | {"triplet_rule": data_args.triplet_rule if views.shape == "nli" else None},
             "scored_data": scored_set and scored_set.record(),
             "first_stage": first_stage,
+            "started_from": started_from,
             "dropout": dataclasses.asdict(audit),
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
-            "sizes": _scores_of_sizes(trained, tokenizer, evaluation),
+            "sizes": evaluate_sizes(trained, tokenizer, evaluation),
             "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
             "best": {
                 "step": trainer.state.best_global_step,
@@ -175,40 +183,22 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     )
 
 
-def _first_stage(model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments) -> dict:
+def _first_stage(stage: Arguments) -> dict:
     """Train the first of two stages, or find it finished; what the record of the second says of it."""
-    stage = first_stage_arguments(model_args, data_args, training_args)
     output_dir = Path(stage[2].output_dir)
     finished = output_dir / "simcse_run.json"
     if finished.exists():
         record = json.loads(finished.read_text(encoding="utf-8"))
-        # As the record has it: JSON knows neither tuples nor the order of keys.
-        wanted = json.loads(json.dumps([dataclasses.asdict(stage[0]), dataclasses.asdict(stage[1])], default=str))
-        if [record["arguments"]["model"], record["arguments"]["data"]] != wanted:
+        if not is_of(record, stage):
             raise ConfigError(
                 f"{output_dir} holds a first stage with other settings. Name another output_dir, or remove that folder."
             )
         logger.info("the first stage is finished: %s", output_dir)
     else:
-        logger.info("first stage: %s", training_args.first_stage)
+        logger.info("first stage, into %s", output_dir)
         record = train(*stage).record
-    kept = ("data", "before", "results", "steps", "arguments")
+    kept = ("data", "scored_data", "before", "results", "steps", "arguments", "model_config")
     return {"output_dir": str(output_dir), **{key: record.get(key) for key in kept}}
-
-
-def _scores_of_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[dict]:
-    """What the first so many components of the vectors score, where they were trained for it (matryoshka_dims)."""
-    sizes = model.config.matryoshka_dims or []
-    encoder = SentenceEncoder(model, tokenizer, device=model.device)
-    found = []
-    for pairs in sets if sizes else []:
-        first, second = (encoder.encode(sentences) for sentences in (pairs.sentences1, pairs.sentences2))
-        for size in sizes:
-            scores = sts_correlations(
-                torch.from_numpy(first[:, :size]), torch.from_numpy(second[:, :size]), pairs.scores
-            )
-            found.append({"task": pairs.name, "size": size, "cosine_spearman": scores["cosine_spearman"]})
-    return found
 
 
 def _record_of_settings(
@@ -268,6 +258,17 @@ def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[
     results = [evaluate_sts(encoder.encode, pairs, encoder=encoder.describe()) for pairs in sets]
     model.train(training)
     return results
+
+
+def evaluate_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[dict]:
+    """What the first so many components of the vectors score, where they were trained for it (matryoshka_dims)."""
+    encoder = SentenceEncoder(model, tokenizer, device=model.device)
+    return [
+        {"task": pairs.name, "size": size, "cosine_spearman": result.metrics["cosine_spearman"]}
+        for pairs in sets
+        for size in model.config.matryoshka_dims or []
+        for result in [evaluate_sts(lambda texts, size=size: encoder.encode(texts)[:, :size], pairs)]
+    ]
 
 
 def publish(

@@ -153,6 +153,7 @@ class SimCSETrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
         # Batches of two sizes: the sampler sees to it that every process has as many.
         even_batches, self.accelerator.even_batches = self.accelerator.even_batches, False
@@ -304,9 +305,10 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int) -> None:
         )
     if args.remove_unused_columns:
         raise TrainingError("remove_unused_columns must stay false: the training rows are token ids, not columns.")
-    if args.accelerator_config.dispatch_batches:
+    if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
         raise TrainingError(
-            "accelerator_config.dispatch_batches would cut a packed batch between processes, through sentences. Leave it out: "
+            "accelerator_config would cut a packed batch between processes, through sentences. Leave dispatch_batches and "
+            "split_batches out: "
             "every process then reads its own batches."
         )
     if args.push_to_hub:

@@ -79,6 +79,7 @@ def load_training_views(
         views = views_of_files(paths, reading, root, show_progress=show_progress)
     if data_args.source_weights is not None:
         _check_weights(data_args.source_weights, views)
+    _question_scale(views, data_args.score_scale)
     return views
 
 
@@ -92,7 +93,9 @@ def load_scored_views(
     reading = dataclasses.replace(
         _reading(data_args, "scores", evaluation), column_names=None
     )  # those are train_file's
-    return views_of_files(paths, reading, cache_root(data_args.data_cache_dir), show_progress=show_progress)
+    views = views_of_files(paths, reading, cache_root(data_args.data_cache_dir), show_progress=show_progress)
+    _question_scale(views, data_args.score_scale)
+    return views
 
 
 def tokenize_set(
@@ -141,11 +144,25 @@ def _reading(data_args: DataArguments, train_as: str, evaluation: Sequence[Score
         column_names=data_args.column_names,
         triplet_rule=data_args.triplet_rule,
         train_as=train_as,
+        score_scale=tuple(data_args.score_scale),
         held_out=HeldOutSentences(evaluation) if data_args.on_leakage == "drop" else None,
         deduplicate=data_args.deduplicate,
         max_rows=data_args.max_train_samples,
         on_bad_row=data_args.on_bad_row,
     )
+
+
+def _question_scale(views: TrainingViews, scale: list[float]) -> None:
+    if views.shape != "scored" or scale[1] <= 1:
+        return
+    highest = scale[0] + (scale[1] - scale[0]) * max(views.values)
+    if highest <= 1:
+        logger.warning(
+            "no score of %s is above %g, and they are read on a scale from %g to %g. Set score_scale to 0 1 if that is theirs.",
+            ", ".join(str(source.get("path") or source.get("hub")) for source in views.sources),
+            highest,
+            *scale,
+        )
 
 
 def _check_weights(weights: list[float], views: TrainingViews) -> None:
@@ -155,3 +172,10 @@ def _check_weights(weights: list[float], views: TrainingViews) -> None:
             "triplets of each file first (simcse-hf prepare)."
         )
     WeightedRows(views.source_rows, weights, seed=0)  # raises what is wrong with them
+    for source, rows, weight in zip(views.sources, views.source_rows, weights, strict=True):
+        if weight and not rows:
+            name = source.get("path") or source.get("hub")
+            raise ConfigError(
+                f"no row is left of {name}, which has the source_weight {weight:g}: all were dropped (see on_leakage, "
+                "deduplicate), or cut off by max_train_samples. Set its weight to 0, or mend that."
+            )
