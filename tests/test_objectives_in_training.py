@@ -93,6 +93,11 @@ def test_multitask_takes_turns_and_says_so_in_the_card(run, scored_file) -> None
     says(card, "Trained on human scores of similarity")
 
 
+def test_a_batch_size_for_pairs_that_are_not_there_is_refused(run) -> None:
+    with pytest.raises(ConfigError, match="scored_batch_size is for batches of scored_file"):
+        run(scored_batch_size=4)
+
+
 def test_a_multitask_run_on_korsts_train_names_it(run, data_dir) -> None:
     korsts = str(data_dir / "KorNLUDatasets/KorSTS/sts-train.tsv")
     outcome = run(data={"scored_file": [korsts]}, scored_batch_size=4)
@@ -173,10 +178,11 @@ def test_a_first_stage_is_described_by_its_own_settings(run, scored_file, nli_fi
         "train_file": "sample:triplets",
         "scored_file": str(scored_file),
         "scored_loss": "cosent",
+        "scored_batch_size": 4,
         "max_steps": 2,
     }
     stage.write_text(json.dumps(settings))
-    outcome = run(data={"train_file": [str(nli_file)]}, first_stage=str(stage), scored_batch_size=4)
+    outcome = run(data={"train_file": [str(nli_file)]}, first_stage=str(stage))
     card = (outcome.output_dir / "README.md").read_text(encoding="utf-8")
     says(card, "multitask learning: supervised SimCSE, and regression on scored pairs (cosent), then supervised SimCSE")
     says(card, "Trained on human scores of similarity", "scored.tsv")
