@@ -16,6 +16,8 @@ from transformers import BertConfig
 
 from simcse_hf import SimCSEConfig, SimCSEModel
 from simcse_hf.batch_losses import contrastive_loss, scored_loss
+from simcse_hf.distillation_auxiliary import Distillation
+from simcse_hf.running_means import RunningMeans
 
 ITEMS, SIZE = 5, 6
 
@@ -51,9 +53,10 @@ def test_symmetric_is_the_mean_of_both_directions(vectors) -> None:
 
 
 def test_symmetric_masks_duplicates_in_both_directions(vectors) -> None:
-    """Items 1 and 3 share their positive: neither anchor may be a negative of the other's positive."""
+    """Items 1 and 3 share their positive, and item 4's anchor is item 2's positive."""
     ids = torch.arange(ITEMS * 3).view(ITEMS, 3)
     ids[3, 1] = ids[1, 1]
+    ids[4, 0] = ids[2, 1]
     loss, _ = contrastive_loss(vectors, ids, config_with(symmetric=True))
     rows = vectors.tolist()
     forward = loop_loss(rows, ids=ids.tolist())
@@ -76,6 +79,16 @@ def test_the_margin_leaves_out_what_is_closer_than_the_positive(vectors, margin)
         for row in zip(masked, plain.tolist(), strict=True)
     ]
     assert loss.item() == pytest.approx(oracles_objectives.cross_entropy(rows, range(ITEMS)), abs=1e-10)
+
+
+def test_the_margin_and_the_duplicates_are_both_left_out(vectors) -> None:
+    ids = torch.arange(ITEMS * 3).view(ITEMS, 3)
+    ids[3, 1] = ids[1, 1]
+    both = contrastive_loss(vectors, ids, config_with(false_negative_margin=0.8))[1].isinf()
+    duplicates = contrastive_loss(vectors, ids, config_with())[1].isinf()
+    margin = contrastive_loss(vectors, None, config_with(false_negative_margin=0.8))[1].isinf()
+    assert (duplicates & ~margin).any() and (margin & ~duplicates).any()
+    assert torch.equal(both, duplicates | margin)
 
 
 def test_matryoshka_is_the_mean_over_the_sizes_and_the_whole(vectors) -> None:
@@ -101,6 +114,29 @@ def test_scored_pairs_are_trained_with_the_loss_of_the_config(vectors, name, twi
     loss = scored_loss(vectors[:, :2], scores, config_with(scored_loss=name, matryoshka_dims=[2]))
     rows = vectors[:, :2].tolist()
     expected = sum(twin([r[0][:n] for r in rows], [r[1][:n] for r in rows], scores.tolist()) for n in (2, SIZE)) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["similarities", "vectors"])
+def test_distillation_compares_with_what_the_teacher_says(vectors, kind) -> None:
+    """Items 0 and 2 are one sentence, and item 1 is unlabelled: its positive is itself."""
+    teacher = torch.randn(ITEMS, 3, SIZE, dtype=torch.float64)
+    ids = torch.arange(ITEMS * 3).view(ITEMS, 3)
+    ids[2, 0] = ids[0, 1]
+    ids[1, 1] = ids[1, 0]
+    inputs = {"teacher": teacher, "sentence_ids": ids}
+    loss = Distillation(kind, weight=1.0, temperature=0.2)(None, inputs, vectors, RunningMeans())
+    if kind == "vectors":
+        student = torch.nn.functional.normalize(vectors, dim=-1).flatten(0, 1)
+        expected = oracles_objectives.vector_distillation(student.tolist(), teacher.flatten(0, 1).tolist())
+    else:
+        cosines = [
+            [[oracles.cosine(row[0], other[view]) for other in rows for view in (1, 2)] for row in rows]
+            for rows in (vectors.tolist(), teacher.tolist())
+        ]
+        itself = [[bool(row[0] == other[view]) for other in ids for view in (1, 2)] for row in ids]
+        assert sum(map(sum, itself)) == 2
+        expected = oracles_objectives.similarity_distillation(*cosines, 0.2, 0.2, itself)
     assert loss.item() == pytest.approx(expected, abs=1e-10)
 
 

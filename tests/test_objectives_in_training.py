@@ -93,6 +93,11 @@ def test_multitask_takes_turns_and_says_so_in_the_card(run, scored_file) -> None
     says(card, "Trained on human scores of similarity")
 
 
+def test_too_few_scored_pairs_are_named(run, scored_file) -> None:
+    with pytest.raises(TrainingError, match="scored_file has 32 rows, fewer than one batch of 33"):
+        run(data={"scored_file": [str(scored_file)]}, scored_batch_size=33)
+
+
 def test_a_batch_size_for_pairs_that_are_not_there_is_refused(run) -> None:
     with pytest.raises(ConfigError, match="scored_batch_size is for batches of scored_file"):
         run(scored_batch_size=4)
@@ -191,6 +196,14 @@ def test_a_first_stage_is_described_by_its_own_settings(run, scored_file, nli_fi
         outcome.record["first_stage"]["arguments"]["data"]["final_tasks"]
         == outcome.record["arguments"]["data"]["final_tasks"]
     )
+
+
+def test_a_head_for_training_only_is_there_in_both_stages(run, nli_file, tmp_path) -> None:
+    """The pooler is the default, and the release of the first stage does not tell of a head that it dropped."""
+    stage = tmp_path / "stage.json"
+    stage.write_text(json.dumps({"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2}))
+    outcome = run(model={"pooler_type": None, "mlp_only_train": True}, first_stage=str(stage))
+    assert (outcome.model.config.pooler_type, outcome.model.config.mlp_only_train) == ("cls", True)
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": 5e-4}, {"max_steps": 3}])
@@ -396,7 +409,10 @@ def test_weights_set_how_many_rows_an_epoch_takes(run, tmp_path) -> None:
 
 
 def test_two_processes_train_on_the_same_set_at_every_step(tmp_path, backbone_dir, scored_file) -> None:
-    """Through the real door: a step whose processes had different sets would hang or fail in gathering."""
+    """Through the real door: a step whose processes had different sets would hang or fail in gathering.
+
+    The masked-LM head has nothing to do in batches of scored pairs, and DDP is told to expect every gradient.
+    """
     settings = {
         "model_name_or_path": backbone_dir(),
         "pooler_type": "avg",
@@ -411,6 +427,8 @@ def test_two_processes_train_on_the_same_set_at_every_step(tmp_path, backbone_di
         "eval_task": "none",
         "write_release": False,
         "use_cpu": True,
+        "do_mlm": True,
+        "ddp_find_unused_parameters": False,
         "ddp_backend": "gloo",
         "output_dir": tmp_path / "out",
     }
