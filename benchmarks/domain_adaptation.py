@@ -161,7 +161,9 @@ def _question_pairs(encoder: SentenceEncoder) -> dict[str, float]:
     for file in ("kor_pair_train.csv", "kor_Pair_test.csv"):
         with (DATA / "question_pair" / file).open(encoding="utf-8-sig", newline="") as stream:
             # Despite its name, `is_duplicate` is 0 where two questions mean the same, as reading them shows.
-            pairs += [(row["question1"], row["question2"], 1 - int(row["is_duplicate"])) for row in csv.DictReader(stream)]
+            pairs += [
+                (row["question1"], row["question2"], 1 - int(row["is_duplicate"])) for row in csv.DictReader(stream)
+            ]
     first, second = (encoder.encode([pair[side] for pair in pairs], normalize=True) for side in (0, 1))
     cosines, labels = (first * second).sum(axis=1), [pair[2] for pair in pairs]
     return {

@@ -106,7 +106,13 @@ def read_runs(results: Path = RESULTS) -> list[dict]:
     return sorted(runs, key=lambda run: (run["baseline"] is not None, run["experiment"], run["seed"]))
 
 
-def document(published: dict, runs: Sequence[dict]) -> str:
+def read_generator(results: Path = RESULTS) -> dict | None:
+    """How DiffCSE's generator was trained, where it was."""
+    path = results / "generator.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def document(published: dict, runs: Sequence[dict], generator: dict | None = None) -> str:
     """The whole of docs/reproduction.md."""
     rows, experiments = published["rows"], list(dict.fromkeys(run["experiment"] for run in runs))
     numbers = {name: f"D{number}" for number, name in enumerate(published["defects"], start=1)}
@@ -121,6 +127,8 @@ def document(published: dict, runs: Sequence[dict]) -> str:
     for name, text in published["defects"].items():
         lines.append(f"- {numbers[name]}, {name}: {text}")
     lines += ["", *audit_section(rows), *measured_section(runs)]
+    if generator:
+        lines.append(generator_line(generator))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -261,6 +269,8 @@ def _against_baseline(name: str, by_name: dict[str, dict[int, dict]]) -> str:
 def outcome_lines(by_name: dict[str, dict[int, dict]]) -> list[str]:
     """Which methods are above their baseline with every seed, which below with every seed, and which neither."""
     compared = {name: found for name in by_name if not isinstance(found := differences(name, by_name), str)}
+    single = [name for name, found in compared.items() if len(found) == 1]
+    compared = {name: found for name, found in compared.items() if len(found) > 1}
     if not compared:
         return []
     above = [name for name, found in compared.items() if min(found) > 0]
@@ -270,6 +280,7 @@ def outcome_lines(by_name: dict[str, dict[int, dict]]) -> list[str]:
         f"- Above plain SimCSE at equal steps with every seed: {', '.join(above) or 'none'}.",
         f"- Below it with every seed: {', '.join(below) or 'none'}.",
         f"- Neither: {', '.join(neither) or 'none'}.",
+        *([f"- One seed only, so nothing is said of them: {', '.join(single)}."] if single else []),
         "",
     ]
 
@@ -307,6 +318,17 @@ def circumstances(by_name: dict[str, dict[int, dict]]) -> list[str]:
     ]
 
 
+def generator_line(generator: dict) -> str:
+    """What DiffCSE's generator is and knows."""
+    apart = generator["kept_apart"]
+    return (
+        f"DiffCSE's generator: ko-e5-mini with a masked-LM head, trained by scripts/pretraining/generator.py for "
+        f"{generator['steps']:,} steps of {generator['batch_sentences']} sentences of everyday Korean "
+        f"({generator['seconds'] / 60:.0f} minutes, {generator['hardware']}, {generator['threads']} thread); of the tokens "
+        f"masked in {apart['sentences']:,} sentences kept apart it guesses {100 * apart['accuracy']:.1f} %."
+    )
+
+
 def _score(value: Decimal | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -326,7 +348,7 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    DOCUMENT.write_text(document(read_published(), read_runs()), encoding="utf-8")
+    DOCUMENT.write_text(document(read_published(), read_runs(), read_generator()), encoding="utf-8")
     print(f"written: {DOCUMENT}")
 
 

@@ -95,7 +95,7 @@ def row_of(text: str, name: str) -> list[str]:
 
 
 def test_the_document_is_what_the_script_writes(reproduction: ModuleType, published: dict) -> None:
-    written = reproduction.document(published, reproduction.read_runs())
+    written = reproduction.document(published, reproduction.read_runs(), reproduction.read_generator())
     assert reproduction.DOCUMENT.read_text(encoding="utf-8") == written, "run python benchmarks/reproduction.py"
 
 
@@ -230,3 +230,13 @@ def test_a_changed_number_changes_the_document(reproduction: ModuleType, publish
     before, after = reproduction.document(published, []), reproduction.document(spoiled, [])
     assert row_of(before.split("## AVG audit")[1], "snu-bert-unsup")[4] == "consistent"
     assert row_of(after.split("## AVG audit")[1], "snu-bert-unsup")[4] == "inconsistent"
+
+
+def test_the_domain_document_is_what_its_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    domain = importlib.import_module("domain_adaptation")
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(domain.RESULTS.glob("domain-*-seed*.json"))
+    ]
+    assert records
+    assert domain.DOCUMENT.read_text(encoding="utf-8") == domain.document(records)
