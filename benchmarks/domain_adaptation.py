@@ -228,7 +228,7 @@ def document(records: Sequence[dict]) -> str:
         for record in sorted({run["experiment"]: run for run in records}.values(), key=lambda run: run["experiment"]):
             files = ", ".join(f"{Path(file).name} x {weight:g}" for file, weight in record["files"].items())
             left_out = record["dropped"]["dropped"].items()
-            dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out)
+            dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out) or "nothing"
             lines.append(
                 f"- {record['experiment']}: {files}; left out: {dropped}. {record['steps']} steps of {record['batch']}, learning "
                 f"rate {record['learning_rate']:g}, {record['seconds']:.0f} s."

@@ -76,7 +76,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     if scored_views is not None:
         logger.info("scored pairs: %s", scored_views.report)
     elif training_args.scored_batch_size is not None:
-        raise ConfigError("scored_batch_size is for batches of scored_file, and there is none. Name one, or leave it out.")
+        raise ConfigError(
+            "scored_batch_size is for batches of scored_file, and there is none. Name one, or leave it out."
+        )
     weights = None if data_args.source_weights is None else (views.source_rows, data_args.source_weights)
     check_training_arguments(training_args, len(WeightedRows(*weights, seed=0)) if weights else len(views.rows))
 
