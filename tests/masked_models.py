@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from packed_batches import LENGTHS, LONGEST, sentences, views_batch
 from tokenizers import Tokenizer
@@ -137,3 +138,18 @@ class MasksByToken:
         masked = torch.where(chosen & (input_ids % 2 == 0), mask_token_id, input_ids)
         masked = torch.where(chosen & (input_ids % 9 == 0), input_ids + 1, masked)
         return masked, torch.where(chosen, input_ids, -100)
+
+
+def saved_once(
+    text_config: Callable[..., PreTrainedConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """A function that saves each masked language model, by kind and overrides, once, and returns its folder."""
+    made: dict[str, str] = {}
+
+    def build(kind: str = "bert", **overrides) -> str:
+        key = f"{kind}-{sorted(overrides.items())}"
+        if key not in made:
+            made[key] = saved(masked_lm(text_config, kind, **overrides), tmp_path_factory.mktemp(kind))
+        return made[key]
+
+    return build

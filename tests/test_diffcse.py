@@ -27,7 +27,7 @@ from masked_models import (
     negative_log_probability,
     of_sentences,
     recorded,
-    saved,
+    saved_once,
     small_tokenizer,
 )
 from packed_batches import LENGTHS, LONGEST, PACKING, gradients, views_batch
@@ -57,15 +57,7 @@ SHORT = [9, 4, 17, 5, 12, 7, 3, 20]  # two views of four items
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory, text_config: Callable) -> Callable[..., str]:
     """`folder_of("bert", **overrides)`: a masked language model, saved with its head."""
-    made: dict[str, str] = {}
-
-    def build(kind: str = "bert", **overrides) -> str:
-        key = f"{kind}-{sorted(overrides.items())}"
-        if key not in made:
-            made[key] = saved(masked_lm(text_config, kind, **overrides), tmp_path_factory.mktemp(kind))
-        return made[key]
-
-    return build
+    return saved_once(text_config, tmp_path_factory)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from masked_models import (
     of_sentences,
     recorded,
     saved,
+    saved_once,
     small_tokenizer,
 )
 from packed_batches import LENGTHS, LONGEST, PACKING, gradients
@@ -43,15 +44,7 @@ MODULE = "simcse_hf.masked_lm"
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory, text_config: Callable) -> Callable[..., str]:
     """`folder_of("bert", **overrides)`: a masked language model, saved with its head."""
-    made: dict[str, str] = {}
-
-    def build(kind: str = "bert", **overrides) -> str:
-        key = f"{kind}-{sorted(overrides.items())}"
-        if key not in made:
-            made[key] = saved(masked_lm(text_config, kind, **overrides), tmp_path_factory.mktemp(kind))
-        return made[key]
-
-    return build
+    return saved_once(text_config, tmp_path_factory)
 
 
 def with_masked_lm(folder: str, *, weight: float = 0.1, probability: float = 0.3, **settings) -> SimCSEModel:

@@ -13,7 +13,7 @@ from conftest import REPOSITORY, says, training
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from simcse_hf import SentenceEncoder, SimCSEModel
+from simcse_hf import SentenceEncoder, SimCSEModel, evaluate_sts, load_sts
 from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_hf.errors import ConfigError, DataError, TrainingError
 from simcse_hf.objective_setup import add_objectives
@@ -392,6 +392,18 @@ def read_table_of(sample: str):
     table = read_table(SAMPLES[sample], RowReport())
     columns = [table.columns.index(name) for name in ("sentence1", "sentence2")]
     return [(place, [fields[column] for column in columns]) for place, fields in table.rows]
+
+
+def test_each_matryoshka_size_is_scored_and_shown(run) -> None:
+    outcome = run(model={"matryoshka_dims": [8]})
+    smaller, whole = outcome.record["sizes"]
+    assert (smaller["task"], smaller["size"], whole["size"]) == ("sample-sts", 8, 32)
+    assert whole["cosine_spearman"] == pytest.approx(outcome.results[0].metrics["cosine_spearman"], abs=1e-12)
+    encoder = SentenceEncoder.from_pretrained(str(outcome.output_dir))
+    cut = evaluate_sts(lambda texts: encoder.encode(texts)[:, :8], load_sts("sample:sts"))
+    assert smaller["cosine_spearman"] == pytest.approx(cut.metrics["cosine_spearman"], abs=1e-6)
+    card = (outcome.output_dir / "README.md").read_text(encoding="utf-8")
+    says(card, f"| sample-sts | 8 | {100 * smaller['cosine_spearman']:.2f} |")
 
 
 def test_weights_set_how_many_rows_an_epoch_takes(run, tmp_path) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from .errors import DataError
 from .leakage import HeldOutSentences
-from .nli import TripletRule, build_triplets
+from .nli import LABEL_IDS, NOT_A_SENTENCE, TripletRule, build_triplets, known_label
 from .row_report import RowReport
 from .table_shapes import NAME_OF_SHAPE, TableShape, shape_of
 from .tables import Table
@@ -28,10 +28,6 @@ TrainAs = Literal["auto", "sentences", "labels", "scores"]
 # the garbage collector goes through millions of anything else.
 PlacedRow = tuple[str, tuple[str, ...], float | None, int]
 
-# The ids of KoSBERT's first stage. Sources number their labels differently, so only names are read.
-LABEL_IDS = {"contradiction": 0, "entailment": 1, "neutral": 2}
-# KorNLI holds it in place of some hypotheses.
-_NOT_A_SENTENCE = "n/a"
 # What each way of training with a value reads, and what it makes of it.
 _WITH_VALUES: dict[str, tuple[TableShape, Shape, str]] = {
     "labels": ("nli", "labelled", "NLI rows (premise, hypothesis, label)"),
@@ -234,13 +230,13 @@ def _rows_with_values(
 
 def _labelled(source: int, table: Table, report: RowReport) -> Iterator[PlacedRow]:
     for place, premise, hypothesis, label in _complete_nli_rows(table, report):
-        label_id = LABEL_IDS.get(label.lower())
-        if label_id is None:
-            report.bad_row("unknown_label", place, f"the label is {label!r}, not entailment, neutral or contradiction.")
-        elif _NOT_A_SENTENCE in (premise, hypothesis):
+        name = known_label(place, label, report)
+        if name is None:
+            continue
+        if NOT_A_SENTENCE in (premise, hypothesis):
             report.drop("n/a_instead_of_a_sentence", place)
         else:
-            yield place, (premise, hypothesis), label_id, source
+            yield place, (premise, hypothesis), LABEL_IDS[name], source
 
 
 def _scored(source: int, table: Table, report: RowReport, scale: tuple[float, float]) -> Iterator[PlacedRow]:

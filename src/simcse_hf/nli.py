@@ -24,8 +24,22 @@ TripletRule = Literal["last_wins", "all"]
 NLIRow = tuple[str, str, str, str]  # place, premise, hypothesis, label
 Triplet = tuple[str, str, str]
 
-_LABELS = {"entailment", "neutral", "contradiction"}
-_NOT_A_SENTENCE = "n/a"
+# The ids of KoSBERT's first stage. Sources number their labels differently, so only names are read.
+LABEL_IDS = {"contradiction": 0, "entailment": 1, "neutral": 2}
+NOT_A_SENTENCE = "n/a"
+
+
+def known_label(where: str, label: str, report: RowReport) -> str | None:
+    """A key of `LABEL_IDS`; None for any other label, which is reported.
+
+    Raises:
+        DataError: Another label (`on_bad_row: error`).
+    """
+    name = label.strip().lower()
+    if name in LABEL_IDS:
+        return name
+    report.bad_row("unknown_label", where, f"the label is {name!r}, not entailment, neutral or contradiction.")
+    return None
 
 
 def build_triplets(rows: Iterable[NLIRow], rule: TripletRule, report: RowReport) -> list[Triplet]:
@@ -49,10 +63,10 @@ def build_triplets(rows: Iterable[NLIRow], rule: TripletRule, report: RowReport)
     entailed: dict[str, dict[str, None]] = {}
     contradicting: dict[str, dict[str, None]] = {}
     for where, premise, hypothesis, label in rows:
-        label = label.strip().lower()
-        if label not in _LABELS:
-            report.bad_row("unknown_label", where, f"the label is {label!r}, not entailment, neutral or contradiction.")
-        elif label == "neutral":
+        label = known_label(where, label, report)
+        if label is None:
+            continue
+        if label == "neutral":
             report.drop("neutral_hypothesis", where)
         else:
             hypotheses = (entailed if label == "entailment" else contradicting).setdefault(premise, {})
@@ -70,7 +84,7 @@ def build_triplets(rows: Iterable[NLIRow], rule: TripletRule, report: RowReport)
             continue
         for positive in positives:
             for negative in negatives:
-                if _NOT_A_SENTENCE in (premise, positive, negative):
+                if NOT_A_SENTENCE in (premise, positive, negative):
                     report.drop("n/a_instead_of_a_sentence", repr(premise[:40]))
                 else:
                     triplets.append((premise, positive, negative))

@@ -24,6 +24,7 @@ from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .files import STAGING, staged_folder, write_json
 from .method import warnings_of_folder
+from .metrics import sts_correlations
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives
@@ -266,13 +267,15 @@ def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[
 
 def evaluate_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[dict]:
     """What the first so many components of the vectors score, where they were trained for it (matryoshka_dims)."""
+    sizes, found = model.config.matryoshka_dims or [], []
     encoder = SentenceEncoder(model, tokenizer, device=model.device)
-    return [
-        {"task": pairs.name, "size": size, "cosine_spearman": result.metrics["cosine_spearman"]}
-        for pairs in sets
-        for size in model.config.matryoshka_dims or []
-        for result in [evaluate_sts(lambda texts, size=size: encoder.encode(texts)[:, :size], pairs)]
-    ]
+    for pairs in sets if sizes else []:
+        vectors = torch.from_numpy(encoder.encode([*pairs.sentences1, *pairs.sentences2]))
+        left, right = vectors[: len(pairs)], vectors[len(pairs) :]
+        for size in sizes:
+            scores = sts_correlations(left[:, :size], right[:, :size], pairs.scores)
+            found.append({"task": pairs.name, "size": size, "cosine_spearman": scores["cosine_spearman"]})
+    return found
 
 
 def publish(
