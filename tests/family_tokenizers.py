@@ -147,6 +147,26 @@ def sentencepiece_file(
     return message + _field(2, trainer) + _field(3, _field(2, character_map))
 
 
+def character_map(replacements: dict[str, str]) -> bytes:
+    """Normalisation rules as SentencePiece compiles them: a double array, every node of it with 256 units of its own."""
+    texts, starts = b"", {}
+    for text in dict.fromkeys(replacements.values()):
+        starts[text] = len(texts)
+        texts += text.encode() + bytes(1)
+    nodes, units = {b"": 1}, {0: 1 << 18}  # the root is block 1: its offset is 256
+    for source, target in replacements.items():
+        key = source.encode()
+        for end in range(1, len(key) + 1):
+            before, node = nodes[key[: end - 1]], nodes.setdefault(key[:end], len(nodes) + 1)
+            place = before * 256 ^ key[end - 1]
+            leaf = end == len(key)
+            units[place] = (place ^ node * 256) << 10 | leaf << 8 | key[end - 1]
+            if leaf:
+                units[node * 256] = 1 << 31 | starts[target]
+    array = [units.get(place, 0) for place in range(256 * (len(nodes) + 1))]
+    return struct.pack(f"<I{len(array)}I", 4 * len(array), *array) + texts
+
+
 def _field(number: int, content: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 

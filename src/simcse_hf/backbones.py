@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,9 +21,10 @@ from transformers import (
 )
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .bart import bert_config_of, bert_of
-from .errors import ModelError
+from .errors import ModelError, shortened
 from .quiet import quiet_transformers
 
 # What the supported encoders call their two dropouts.
@@ -31,6 +33,21 @@ ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "drop
 
 # Models with a decoder whose encoder transformers has as a class of its own.
 _WITH_ENCODER_CLASS = ("t5", "mt5", "umt5")
+
+_SIZES = (
+    "hidden_size",
+    "dim",
+    "embedding_size",
+    "intermediate_size",
+    "hidden_dim",
+    "num_attention_heads",
+    "n_heads",
+    "num_hidden_layers",
+    "n_layers",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_LARGEST_SIZE = 1 << 24
 
 # These count positions from padding_idx + 1, so they take fewer tokens than they have positions.
 _OFFSET_POSITIONS = (
@@ -115,6 +132,7 @@ def load_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
     Raises:
         ModelError: Nothing loadable is there, or the Hub cannot be reached.
     """
+    kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
     folder = Path(name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{name_or_path} is not a model folder: it has no config.json.")
@@ -124,7 +142,7 @@ def load_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
         raise ModelError(f"there is no model folder {name_or_path}. Check the path.")
     try:
         config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError) as error:
         cure = (
             "Check its config.json."
             if folder.is_dir()
@@ -134,12 +152,32 @@ def load_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
         raise ModelError(
             f"cannot load a model configuration from '{name_or_path}': {one_line(error)} {cure}"
         ) from error
+    _check_values(config, name_or_path)
     if not _has_encoder(config):
         raise ModelError(
             f"'{name_or_path}' is a '{config.model_type}' model, which is not (only) a bidirectional encoder. Use BERT, RoBERTa, "
             "XLM-R, ELECTRA, DistilBERT, DeBERTa, ModernBERT or another encoder; of encoder-decoders, T5, mT5, UMT5 or BART."
         )
     return config
+
+
+def _check_values(config: PreTrainedConfig, name_or_path: str) -> None:
+    """Refuse what transformers takes from a config.json and then stumbles over, or would fill the memory with."""
+    for part in [
+        config,
+        *([config.text_config] if isinstance(getattr(config, "text_config", None), PreTrainedConfig) else []),
+    ]:
+        for name in _SIZES:
+            value = getattr(part, name, None)
+            if isinstance(value, int) and not 0 < value <= _LARGEST_SIZE:
+                raise ModelError(f"config.json of '{name_or_path}' has the {name} {shortened(value)}. Check it.")
+        padding, pieces = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(pieces, int) and not -pieces <= padding < pieces:
+            raise ModelError(
+                f"config.json of '{name_or_path}' has the pad_token_id {shortened(padding)}, and the vocab_size {pieces}. Check it."
+            )
+        if part.dtype is not None and not isinstance(part.dtype, torch.dtype):
+            raise ModelError(f"config.json of '{name_or_path}' has the dtype {shortened(repr(part.dtype))}. Check it.")
 
 
 def _has_encoder(config: PreTrainedConfig) -> bool:
@@ -152,7 +190,7 @@ def _has_encoder(config: PreTrainedConfig) -> bool:
 
 def one_line(error: Exception) -> str:
     """The message of a library's error, folded to one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return shortened(" ".join(str(error).split()), 1000) or type(error).__name__
 
 
 def load_whole(
@@ -176,6 +214,7 @@ def load_whole(
     Raises:
         ModelError: No safetensors weights, damaged ones, or weights that do not fit the config.
     """
+    _check_shards(name_or_path)
     try:
         # transformers prints every key it leaves out; what matters of that is judged below.
         with quiet_transformers():
@@ -187,7 +226,18 @@ def load_whole(
                 ignore_mismatched_sizes=True,
                 **kwargs,
             )
-    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+    # transformers checks few values of a config.json, and stumbles over the others in its own ways.
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise ModelError(f"cannot load weights from '{name_or_path}': {one_line(error)}") from error
     if mismatched := sorted(report["mismatched_keys"]):
         key, found, expected = mismatched[0]
@@ -202,6 +252,29 @@ def load_whole(
             f"for example {missing[0]}. They would be random; nothing was loaded."
         )
     return model, report
+
+
+def _check_shards(name_or_path: str) -> None:
+    """Refuse an index of weights that names anything but safetensors files beside it.
+
+    Raises:
+        ModelError: Another file, which might lie anywhere or be a pickle.
+    """
+    index_file = Path(name_or_path) / SAFE_WEIGHTS_INDEX_NAME
+    if not index_file.is_file() or (index_file.parent / SAFE_WEIGHTS_NAME).is_file():
+        return
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{index_file} is not JSON ({shortened(error)}). It is damaged.") from None
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not isinstance(index.get("metadata", {}), dict):
+        raise ModelError(f"{index_file} maps no weights to files. It is damaged.")
+    for shard in shards.values():
+        if not isinstance(shard, str) or PureWindowsPath(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(
+                f"{index_file} looks for weights in {shortened(repr(shard))}; only .safetensors files beside it are read."
+            )
 
 
 def load_backbone(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 
+from .backbones import one_line
 from .encoder import SentenceEncoder
-from .errors import ForeignModulesError, ModelError
+from .errors import ForeignModulesError, ModelError, shortened
 from .evaluation import evaluate_sts
+from .hub_files import read_json
 from .sample import resolve_sample
 from .score_report import Score
 from .sts_tasks import load_sts
@@ -39,13 +42,23 @@ def open_encoder(
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise ModelError(f"{error} It is not installed: pip install 'simcse-hf[st]'") from None
+        trusts = options.get("trust_remote_code", False)
+        if not trusts:
+            _check_modules(name_or_path)
         logger.warning("%s Doing that.", error)
-        peer = SentenceTransformer(
-            name_or_path,
-            device=options.get("device"),
-            trust_remote_code=options.get("trust_remote_code", False),
-            model_kwargs={"dtype": torch.float32},
-        )
+        try:
+            peer = SentenceTransformer(
+                name_or_path,
+                device=options.get("device"),
+                trust_remote_code=trusts,
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
+        except UnpicklingError:  # torch refuses a pickle that would run code, and some that would not
+            raise ModelError(
+                f"'{name_or_path}' has pickled weights that torch does not load, because a pickle can run code. Use safetensors."
+            ) from None
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError) as failure:
+            raise ModelError(f"sentence-transformers cannot load '{name_or_path}': {one_line(failure)}") from failure
         if options.get("max_seq_length") is not None:
             peer.max_seq_length = options["max_seq_length"]
         prompt = options.get("prompt")
@@ -64,6 +77,16 @@ def open_encoder(
         lambda sentences: encoder.encode(sentences, batch_tokens=batch_tokens, show_progress=show_progress),
         encoder.describe(),
     )
+
+
+def _check_modules(name_or_path: str) -> None:
+    """Refuse modules whose code lies in the folder: some versions of sentence-transformers run it without being told to."""
+    for module in read_json(name_or_path, "modules.json"):
+        if not module["type"].startswith("sentence_transformers."):
+            raise ModelError(
+                f"{name_or_path} has the module {shortened(module['type'])}, which is code of its own, or of another package. "
+                "Read it, and if you trust it, add --trust_remote_code."
+            )
 
 
 def run_benchmark(

@@ -11,10 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain
+from types import NoneType
 from typing import Literal
 
-from .errors import DataError
+from .errors import DataError, shortened
 from .leakage import HeldOutSentences
 from .nli import LABEL_IDS, NOT_A_SENTENCE, TripletRule, build_triplets, known_label
 from .row_report import RowReport
@@ -27,6 +29,8 @@ TrainAs = Literal["auto", "sentences", "labels", "scores"]
 # Place for messages; a sentence a view; label id, score in 0 .. 1, or None; index of the table. A plain tuple, because
 # the garbage collector goes through millions of anything else.
 PlacedRow = tuple[str, tuple[str, ...], float | None, int]
+
+_WRITTEN_AS_TEXT = (int, float, Decimal, NoneType)
 
 # What each way of training with a value reads, and what it makes of it.
 _WITH_VALUES: dict[str, tuple[TableShape, Shape, str]] = {
@@ -217,7 +221,7 @@ def _rows_with_values(
     for table in tables:
         if (found := shape_of(table)[0]) != needed:
             raise DataError(
-                f"{table.name} holds {NAME_OF_SHAPE[found]}, by its columns {', '.join(table.columns)}; train_as "
+                f"{table.name} holds {NAME_OF_SHAPE[found]}, by its columns {shortened(', '.join(table.columns))}; train_as "
                 f"{train_as} needs {description}. Choose another file, or another train_as."
             )
     report.unit = f"{shape} pairs"
@@ -272,7 +276,7 @@ def scored_pairs(
     shape, columns = shape_of(table)
     if shape != "scored":
         raise DataError(
-            f"{table.name} has the columns {', '.join(table.columns)}; scored pairs need sentence1, sentence2 and "
+            f"{table.name} has the columns {shortened(', '.join(table.columns))}; scored pairs need sentence1, sentence2 and "
             "score."
         )
     clean = normalize_text if text_mode == "nfc" else _strip_punctuation
@@ -298,9 +302,14 @@ def _column_values(
     positions = [table.columns.index(column) for column in columns]
     for where, fields in table.rows:
         values = [fields[position] for position in positions]
-        for column, value in zip(columns, values, strict=True):
-            if isinstance(value, (list, dict)):
-                raise DataError(f"{where}: {column} holds a {type(value).__name__}, not a text.")
+        for position, value in enumerate(values):
+            if isinstance(value, str):
+                continue
+            if isinstance(value, bool) or not isinstance(value, _WRITTEN_AS_TEXT):
+                kind = type(value).__name__
+                raise DataError(f"{where}: {shortened(columns[position])} holds a {kind}, not a text.")
+            if value != value:  # what writers of JSON and Parquet make of a cell that is empty
+                values[position] = None
         if normalize:
             values = [normalize_text("" if value is None else str(value)) for value in values]
         yield where, tuple(values)
@@ -347,8 +356,8 @@ def _strip_punctuation(text: str) -> str:
 def _score(value, scale: tuple[float, float]) -> float:
     try:
         score = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"the score is {value!r}, which is not a number.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the score is {shortened(repr(value))}, which is not a number.") from None
     if not (math.isfinite(score) and scale[0] <= score <= scale[1]):
         raise ValueError(f"the score {score} is outside the scale {scale[0]} to {scale[1]}.")
     return score

@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,8 @@ from .errors import DataError
 
 STAGING = ".staging-"  # begins the name of a folder that is being written
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+# A few kilobytes of compressed zeros are gigabytes without a line break, and a line is held in memory.
+LONGEST_LINE = 1 << 26
 
 
 def sha256_of(path: Path) -> str:
@@ -73,14 +76,22 @@ def _opener(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
     """Line number (from 1) and text of every line, without its line end; UTF-8, BOM allowed.
 
+    Args:
+        path: Compressed or not; one line of it is held in memory at a time.
+        longest: Bytes a line may have.
+
     Raises:
-        DataError: A line that is not UTF-8, named, with a guess at what it is.
+        DataError: A line that is not UTF-8, named, with a guess at what it is; or one that is too long.
     """
     with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, start=1):
+        for number, raw in enumerate(iter(partial(stream.readline, longest + 1), b""), start=1):
+            if len(raw) > longest:
+                raise DataError(
+                    f"{path}, line {number} has more than {longest:,} bytes. Put every sentence or object on a line of its own."
+                )
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             try:

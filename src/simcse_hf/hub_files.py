@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-from .errors import ModelError
+from .errors import ModelError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -47,5 +47,21 @@ def read_json(name_or_path: str, filename: str, **hub_kwargs):
         return None
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ModelError(f"{filename} in {name_or_path} is not JSON ({error}). It is damaged.") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a thousand brackets
+        raise ModelError(f"{filename} in {name_or_path} is not JSON ({shortened(error)}). It is damaged.") from None
+
+
+def read_mapping(name_or_path: str, filename: str, **hub_kwargs) -> dict:
+    """`read_json` of a file that holds a mapping; empty where there is no such file.
+
+    Raises:
+        ModelError: It holds something else.
+    """
+    content = read_json(name_or_path, filename, **hub_kwargs)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{filename} in {name_or_path} holds no mapping but a {type(content).__name__}. It is damaged."
+        )
+    return content

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from .errors import shortened
 from .row_report import RowReport
 
 TripletRule = Literal["last_wins", "all"]
@@ -38,7 +39,9 @@ def known_label(where: str, label: str, report: RowReport) -> str | None:
     name = label.strip().lower()
     if name in LABEL_IDS:
         return name
-    report.bad_row("unknown_label", where, f"the label is {name!r}, not entailment, neutral or contradiction.")
+    report.bad_row(
+        "unknown_label", where, f"the label is {shortened(repr(name))}, not entailment, neutral or contradiction."
+    )
     return None
 
 

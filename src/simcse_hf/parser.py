@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
+import math
 import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -18,7 +20,13 @@ from typing import Any, Literal, NoReturn, Union
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import ConfigError
+from .errors import ConfigError, shortened
+
+_LARGEST = 1 << 20  # bytes of a config file
+_MOST_NODES = (
+    10_000  # of a YAML file after each alias has become a copy of what it stands for: a few lines can be 8**20
+)
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 
 # Keys of transformers 4 and of the published SimCSE scripts, and what to write instead.
 REMOVED_KEYS = {
@@ -67,7 +75,7 @@ REMOVED_KEYS = {
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}. See --help.")
+        raise ConfigError(f"command line: {shortened(message, 1000)}. See --help.")
 
 
 def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tuple:
@@ -92,15 +100,43 @@ def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tu
     _, unknown = parser.parse_known_args(rest)
     if unknown:
         flag = unknown[0].split("=")[0]
-        problem = _unknown(flag.removeprefix("--"), types_of) if flag.startswith("--") else f"stray {flag!r}."
+        problem = (
+            _unknown(flag.removeprefix("--"), types_of) if flag.startswith("--") else f"stray {shortened(repr(flag))}."
+        )
         raise ConfigError(f"command line: {problem}")
     try:
         *arguments, _ = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     except ConfigError:
         raise
     except Exception as error:  # TrainingArguments raises many unrelated types
-        raise ConfigError(f"these arguments do not go together: {error}") from error
+        raise ConfigError(f"these arguments do not go together: {shortened(error, 1000)}") from error
+    check_values(arguments)
     return tuple(arguments)
+
+
+def check_values(arguments: Sequence[Any]) -> None:
+    """Refuse what would be found out late: a limit that is NaN, or a name that the record of the run cannot hold.
+
+    Args:
+        arguments: Instances of dataclasses.
+
+    Raises:
+        ConfigError: Names the argument.
+    """
+    for group in arguments:
+        for name, value in vars(group).items():
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{name} is nan, which is no number. Give one, or leave it out.")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and ("\0" in text or _HALF_A_CHARACTER.search(text)):
+            written = shortened(ascii(text))
+            raise ConfigError(
+                f"{name} is {written}, which is not UTF-8 or holds NUL. Write it in UTF-8; rename the file."
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -109,17 +145,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: Missing, unreadable, or not a flat mapping.
     """
-    try:
-        text = Path(_home(str(path))).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror}. Paths start at {Path.cwd()}."
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the config file {path} is not UTF-8.") from None
+    text = _text_of(path)
     try:
         if path.suffix in (".yaml", ".yml"):
-            content = yaml.load(text, _YAMLLoader)
+            content = _loaded(text)
         else:
             content = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -127,14 +156,42 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}).") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{line}: not YAML ({shortened(problem)}).") from None
     except _RepeatedKeyError as error:
-        raise ConfigError(f"{path}: the key '{error}' occurs twice; keep one.") from None
+        raise ConfigError(f"{path}: the key '{shortened(error)}' occurs twice; keep one.") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, the 31st of February, 1,000 brackets
-        raise ConfigError(f"{path} holds a value that cannot be read ({error}).") from None
+        raise ConfigError(f"{path} holds a value that cannot be read ({shortened(error)}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold one mapping of keys to values, not a {type(content).__name__}.")
     return {key: value for key, value in content.items() if not str(key).startswith("_")}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        file = Path(_home(str(path)))
+        # Reading a pipe may wait for ever, and every process of a training reads the file.
+        waits = file.exists() and not file.is_file() and not file.is_dir()
+        content = b"" if waits else _first_bytes(file)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {shortened(path)}: {error.strerror}. Paths start at {Path.cwd()}."
+        ) from None
+    except ValueError:  # NUL, or half a character, in its name
+        raise ConfigError(f"there can be no config file {shortened(repr(str(path)))}. Name another.") from None
+    if waits:
+        raise ConfigError(f"the config file {path} is a pipe or a device; save it as a regular file.")
+    if len(content) > _LARGEST:
+        raise ConfigError(f"the config file {path} is larger than {_LARGEST:,} bytes, so it is none. Name another.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"the config file {path} is not UTF-8.") from None
+
+
+def _first_bytes(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(_LARGEST + 1)
 
 
 class _RepeatedKeyError(Exception):
@@ -150,8 +207,48 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _loaded(text: str) -> Any:
+    loader = _YAMLLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int | None]) -> int:
+    """Nodes below and including one, those behind an alias as often as it is used."""
+    known = counts.get(id(node), 0)
+    if known is None:
+        raise ValueError("an alias stands inside of what it stands for")
+    if known:
+        return known
+    counts[id(node)] = None
+    children: Iterable[yaml.Node] = ()
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = itertools.chain.from_iterable(node.value)
+    count = 1 + sum(_count_nodes(child, counts) for child in children)
+    if count > _MOST_NODES:
+        raise ValueError(f"it stands for more than {_MOST_NODES:,} values")
+    counts[id(node)] = count
+    return count
+
+
 class _YAMLLoader(yaml.SafeLoader):
-    """Refuses a repeated key, of which YAML would silently take the last."""
+    """Refuses a repeated key, of which YAML would silently take the last, and tags, which no argument needs."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise yaml.composer.ComposerError(
+                None, None, f"the tag {shortened(event.tag)} is not read; write the value without it", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"
@@ -181,7 +278,7 @@ def typed_values(values: dict[str, Any], types_of: dict[str, Any], path: str) ->
         try:
             result[key] = coerce(_expanded(value), types_of[key])
         except ValueError as error:
-            raise ConfigError(f"{path}: {key} is {value!r}, but {error}.") from None
+            raise ConfigError(f"{path}: {key} is {shortened(repr(value))}, but {error}.") from None
     return result
 
 
@@ -294,5 +391,5 @@ def _home(path: str) -> str:
 def _unknown(key: str, types_of: dict[str, Any]) -> str:
     if key in REMOVED_KEYS:
         return f"'{key}' is not a key any more; {REMOVED_KEYS[key]}."
-    nearest = difflib.get_close_matches(key, types_of, n=1, cutoff=0.6)
-    return f"unknown key '{key}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "")
+    nearest = difflib.get_close_matches(shortened(key), types_of, n=1, cutoff=0.6)
+    return f"unknown key '{shortened(key)}'." + (f" Did you mean '{nearest[0]}'?" if nearest else "")

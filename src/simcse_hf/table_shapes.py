@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from .errors import DataError
+from .errors import DataError, shortened
 from .tables import Table, numbered
 
 TableShape = Literal["nli", "scored", "triplets", "pairs", "sentences"]
@@ -71,9 +71,9 @@ def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[TableShape, l
         ]
         if ignored and not as_sentences:
             raise DataError(
-                f"{table.name} has the column {ignored[0]!r} beside {option[0]} and {option[1]}, and it would be ignored. Name "
-                f"hard negatives {stem or 'negative'}, {stem or 'negative'}_2, ... beside {option[0]}; remove other columns, and "
-                "rows that are not positives."
+                f"{table.name} has the column {shortened(repr(ignored[0]))} beside {option[0]} and {option[1]}, and it would be "
+                f"ignored. Name hard negatives {stem or 'negative'}, {stem or 'negative'}_2, ... beside {option[0]}; remove "
+                "other columns, and rows that are not positives."
             )
         return "triplets" if negatives else "pairs", [*(known[name] for name in option), *negatives]
     if name := next((name for name in _SENTENCE_COLUMNS if name in known), None):
@@ -81,7 +81,7 @@ def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[TableShape, l
     if len(table.columns) == 1:
         return "sentences", list(table.columns)
     raise DataError(
-        f"{table.name} has the columns {', '.join(map(repr, table.columns))}, which fit no known shape. Name them "
+        f"{table.name} has the columns {shortened(', '.join(map(repr, table.columns)))}, which fit no known shape. Name them "
         "anchor, positive, negative (triplets), anchor, positive (pairs), premise, hypothesis, label (NLI), sentence1, "
         "sentence2, score (scored pairs) or text (sentences). For a file without a header line, set column_names."
     )

@@ -15,13 +15,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import DataError
+from .errors import DataError, shortened
 from .files import COMPRESSIONS, format_of, open_bytes, read_lines, sha256_of
 from .official_files import OFFICIAL_FILES, bears_an_official_name
 from .row_report import RowReport
+from .strict_json import UnusableJSONError, first_repeated, flat_fields, parse_json
 
 FORMATS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".parquet")
+
+# Of a format that is read as a whole, bytes after unpacking: more is a defect, or a trap.
+_LARGEST_WHOLE = 1 << 30
 
 # (place for messages, one value for each column)
 Row = tuple[str, Sequence]
@@ -46,19 +51,42 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
     """Files meant by a path, a glob or a list of either, sorted within each glob.
 
     Raises:
-        DataError: A path that does not exist or a glob that matches nothing.
+        DataError: A path that does not exist, a glob that matches nothing, no regular file, or a name that no record of
+            a run could hold.
     """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         text = os.path.expanduser(path)  # Path's own raises for an unknown user
-        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+        matches = _matches(text)
         if not matches:
-            raise DataError(f"there is no data file {path}. Relative paths start at {Path.cwd()}.")
+            raise DataError(f"there is no data file {shortened(path)}. Relative paths start at {Path.cwd()}.")
         found += [Path(match) for match in matches]
     for path in found:
+        if not _is_text(str(path)):
+            name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+            raise DataError(f"the name of {name} is not UTF-8, so no record of a run can hold it. Rename the file.")
         if path.is_dir():
             raise DataError(f"{path} is a folder; name the files in it, for example '{path}/*.txt'.")
+        if not path.is_file():
+            raise DataError(
+                f"{path} is no regular file but a pipe or a device; a data file is read more than once, so save it first."
+            )
     return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _matches(path: str) -> list[str]:
+    try:
+        return [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+    except (OSError, ValueError):  # a name longer than a name can be, or with half a character
+        return []
 
 
 def source_of(path: Path) -> dict:
@@ -195,8 +223,8 @@ def _with_header(
         column_names = [name.strip() for name in header]
     if separator == "comma" and any("\t" in name for name in column_names):
         raise DataError(f"{path} is called .csv, but its header is separated by tabs; save it as .tsv.")
-    if repeated := {name for name in column_names if column_names.count(name) > 1}:
-        raise DataError(f"{path}: the column name {sorted(repeated)[0]!r} occurs twice in the header.")
+    if (repeated := first_repeated(column_names)) is not None:
+        raise DataError(f"{path}: the column name {shortened(repr(repeated))} occurs twice in the header.")
 
     def rows() -> Iterator[Row]:
         for number, fields in records:
@@ -207,7 +235,7 @@ def _with_header(
                     "wrong_number_of_fields",
                     where,
                     f"{len(fields)} {separator}-separated fields where the header has {len(column_names)} "
-                    f"({', '.join(column_names)}).",
+                    f"({shortened(', '.join(column_names))}).",
                 )
                 continue
             yield where, fields
@@ -216,13 +244,22 @@ def _with_header(
 
 
 def _read_json(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
-    text = "\n".join(line for _, line in read_lines(path))
+    lines, size = [], 0
+    for _, line in read_lines(path, longest=_LARGEST_WHOLE):
+        lines.append(line)
+        size += len(line)
+        if size > _LARGEST_WHOLE:
+            raise DataError(
+                f"{path} is more than 1 GiB of JSON, which is held in memory. Use .jsonl, one object a line."
+            )
     try:
-        records = json.loads(text)
+        records = parse_json("\n".join(lines))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line."
         ) from None
+    except UnusableJSONError as error:
+        raise DataError(f"{path}: {error}. Mend it.") from None
     if isinstance(records, dict) and isinstance(records.get("data"), list):
         records = records["data"]
     if not isinstance(records, list):
@@ -237,10 +274,15 @@ def _read_jsonl(path: Path, report: RowReport, column_names: list[str]) -> tuple
                 continue
             where = f"{path}, line {number}"
             try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
+                record = parse_json(line)
+            except (json.JSONDecodeError, UnusableJSONError) as error:
                 report.read += 1
-                report.bad_row("not_json", where, f"not JSON ({error.msg}).")
+                if isinstance(error, UnusableJSONError):
+                    report.bad_row("unusable_json", where, f"{error}.")
+                else:
+                    report.bad_row("not_json", where, f"not JSON ({error.msg}).")
+            else:
+                yield where, record
 
     return _from_objects(path, objects(), report)
 
@@ -254,14 +296,32 @@ def _parquet_records(path: Path) -> Iterator[dict]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with open_bytes(path) as stream:
-            # Parquet is read from its end, and a compressed stream has none until it is unpacked.
-            source = io.BytesIO(stream.read()) if path.suffix.lower() in COMPRESSIONS else stream
-            for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=10_000):
+    with open_bytes(path) as stream:
+        # Parquet is read from its end, and a compressed stream has none until it is unpacked.
+        source = _unpacked(path, stream) if path.suffix.lower() in COMPRESSIONS else stream
+        try:
+            file = pyarrow.parquet.ParquetFile(source)
+            if (repeated := first_repeated(file.schema_arrow.names)) is not None:
+                raise DataError(f"{path}: the column name {shortened(repr(repeated))} occurs twice.")
+            for batch in file.iter_batches(batch_size=10_000):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file ({error}).") from None
+        except DataError:
+            raise
+        # Damage shows as any of these: text that is not UTF-8, a time beyond the calendar, an unknown time zone, ...
+        except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file system
+                raise
+            reason = shortened(" ".join(str(error).split()))
+            raise DataError(f"{path} is not a Parquet file that can be read ({reason}). Write it again.") from None
+
+
+def _unpacked(path: Path, stream: BinaryIO) -> BinaryIO:
+    content = stream.read(_LARGEST_WHOLE + 1)
+    if len(content) > _LARGEST_WHOLE:
+        raise DataError(
+            f"{path} unpacks to more than 1 GiB, which is held in memory. Leave it unpacked: Parquet is compressed inside."
+        )
+    return io.BytesIO(content)
 
 
 def _from_objects(
@@ -273,12 +333,21 @@ def _from_objects(
         raise DataError(f"{path} holds no rows.")
     if not isinstance(first, dict):
         raise DataError(f"{where}: a row must be an object with named fields, not {type(first).__name__}.")
-    columns = list(_flat(first))
+    try:
+        flat_first = flat_fields(first)
+    except UnusableJSONError as error:
+        raise DataError(f"{where}: {error}. Mend the row.") from None
+    columns = list(flat_first)
 
     def rows() -> Iterator[Row]:
-        yield where, [_flat(first)[column] for column in columns]
+        yield where, list(flat_first.values())
         for place, record in objects:
-            flat = _flat(record) if isinstance(record, dict) else {}
+            try:
+                flat = flat_fields(record) if isinstance(record, dict) else {}
+            except UnusableJSONError as error:
+                report.read += 1
+                report.bad_row("unusable_json", place, f"{error}.")
+                continue
             missing = [column for column in columns if column not in flat]
             # Fields that only some rows carry (a note, say) are no defect unless they are read.
             if missing and not flat:
@@ -288,7 +357,7 @@ def _from_objects(
             late = [column for column in flat if column not in columns and "neg" in column.lower()]
             if late:
                 report.read += 1
-                message = f"the field {late[0]!r} is not in the first row, which sets the columns."
+                message = f"the field {shortened(repr(late[0]))} is not in the first row, which sets the columns."
                 report.bad_row("negative_not_in_the_first_row", place, message)
                 continue
             yield place, [flat.get(column) for column in columns]
@@ -296,20 +365,10 @@ def _from_objects(
     return columns, rows()
 
 
-def _flat(record: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def numbered(columns: Sequence[str], stem: str) -> list[str]:
     """Columns called `stem`, `stem_2`, `stem2`, ... in the order of their numbers."""
     found = []
     for column in columns:
-        if match := re.fullmatch(rf"{stem}s?[_-]?(\d*)", column.lower()):
+        if match := re.fullmatch(rf"{stem}s?[_-]?(\d{{0,9}})", column.lower()):
             found.append((int(match.group(1) or 0), column))
     return [column for _, column in sorted(found)]

@@ -11,6 +11,8 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,7 @@ from .arrow_column import ArrowColumn, ColumnWriter, lists_of
 from .cache_folder import cached_folder
 from .corpora import TrainingViews
 from .encoder import SentenceEncoder
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, shortened
 from .files import sha256_of
 from .numbering import Numbering
 from .sample import resolve_sample
@@ -244,9 +246,10 @@ def _rows_by_text(lines: list[str], corpus: CorpusRows) -> np.ndarray:
 def _open_vectors(path: Path) -> np.ndarray:
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, ArithmeticError, TypeError, BadZipFile, TokenError) as error:
+        reason = shortened(" ".join(str(error).split()))
         raise DataError(
-            f"{path} is not a .npy file of numbers ({error}). Write one with `simcse-hf encode` or numpy.save."
+            f"{path} is not a .npy file of numbers ({reason}). Write one with `simcse-hf encode` or numpy.save."
         ) from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
         found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "an archive"

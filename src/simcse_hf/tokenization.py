@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLNetTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend, XLNetTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from .backbones import position_limit
-from .errors import ModelError
+from .errors import ModelError, shortened
 from .hub_files import find_file, read_json
-from .sentencepiece_tokenizer import between_cls_and_sep, read_sentencepiece, tokenizer_of
+from .sentencepiece_tokenizer import between_cls_and_sep, is_character_map, read_sentencepiece, tokenizer_of
 
 # Classes whose order of special tokens is XLNet's, or that were derived from it.
 _XLNET_KIND = ("XLNetTokenizer", "XLNetTokenizerFast", "KoBERTTokenizer")
+
+_COMMON_AND_UNKNOWN = "가 \U00013080"  # no vocabulary holds hieroglyphs
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_kwargs) -> PreTrainedTokenizerBase:
@@ -38,20 +42,56 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{name_or_path}' has no padding token; set one with tokenizer.pad_token.")
     tokenizer.padding_side = "right"  # positions are counted from the left
+    _try_out(tokenizer, name_or_path)
     return tokenizer
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Refuse a tokenizer that loads and then fails at a text, for example because its settings are of a wrong type."""
+    try:
+        _check_character_maps(tokenizer, name_or_path)
+        tokenizer(_COMMON_AND_UNKNOWN)
+    except ModelError:
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, and classes of others what they like
+        _raise_if_not_of_the_library(error)
+        raise ModelError(
+            f"the tokenizer of '{name_or_path}' cannot cut a text: {shortened(' '.join(str(error).split()), 500)} It is damaged."
+        ) from error
+
+
+def _raise_if_not_of_the_library(error: BaseException) -> None:
+    """Let go on what is no Exception; but Rust code that panics raises a class of its own, which cannot be imported."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _check_character_maps(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Refuse compiled normalisation rules at which the process would abort, in the middle of a corpus."""
+    normalizer = tokenizer.backend_tokenizer.normalizer if isinstance(tokenizer, TokenizersBackend) else None
+    parts = [] if normalizer is None else [json.loads(normalizer.__getstate__())]
+    while parts:
+        part = parts.pop()
+        parts += part.get("normalizers", ())
+        rules = part.get("precompiled_charsmap")
+        if rules and not is_character_map(base64.b64decode(rules)):
+            raise ModelError(
+                f"the tokenizer of '{name_or_path}' has a character map (precompiled_charsmap) that is damaged."
+            )
 
 
 def _auto_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-    except Exception as error:  # tokenizer loading raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except BaseException as error:  # tokenizer loading raises a dozen unrelated types
+        _raise_if_not_of_the_library(error)
+        reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 500)
         if "tiktoken" in reason and find_spec("sentencepiece") is None:  # what is left to try without it
             reason = "it is a SentencePiece model, and reading it needs a package: pip install sentencepiece protobuf."
         raise ModelError(f"cannot load a tokenizer from '{name_or_path}': {reason}") from error
     if isinstance(tokenizer, XLNetTokenizer):
         settings = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        return between_cls_and_sep(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
+        return between_cls_and_sep(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings, name_or_path)
     return tokenizer
 
 
@@ -63,7 +103,7 @@ def _kobert_tokenizer(name_or_path: str, **hub_kwargs) -> PreTrainedTokenizerBas
     if find_file(name_or_path, "tokenizer.json", **hub_kwargs) is not None:
         return None
     model_file = find_file(name_or_path, "spiece.model", **hub_kwargs)
-    return None if model_file is None else tokenizer_of(read_sentencepiece(model_file), settings)
+    return None if model_file is None else tokenizer_of(read_sentencepiece(model_file), settings, model_file)
 
 
 def check_tokenizer(

@@ -1,0 +1,253 @@
+"""Files of any content: read, or refused in a short message that names them. SIMCSE_FUZZ_EXAMPLES tries more."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from fuzzing import CONFIG_SEEDS, TARGETS, attempt, examples, parquet_file, spoilt, table_seeds, write
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from simcse_hf import files, tables
+from simcse_hf.corpora import TrainingViews, scored_pairs, training_views
+from simcse_hf.errors import DataError
+from simcse_hf.files import read_lines
+from simcse_hf.row_report import RowReport
+from simcse_hf.tables import expand_paths, read_table
+from simcse_hf.training_corpus import Reading, views_of_files
+
+usual = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def sentences(path: Path, on_bad_row: str = "error") -> TrainingViews:
+    report = RowReport(on_bad_row=on_bad_row)
+    return training_views([read_table(path, report)], report)
+
+
+@pytest.mark.parametrize("suffix", tables.FORMATS)
+def test_any_table_is_read_or_refused(suffix: str) -> None:
+    target, seeds = TARGETS[f"table{suffix}"]
+
+    @settings(usual, max_examples=examples(120))
+    @given(spoilt(seeds()))
+    def holds(data: bytes) -> None:
+        target(data)
+
+    holds()
+
+
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".bz2", ".zst"])
+def test_any_packed_table_is_read_or_refused(packing: str) -> None:
+    """Half of them spoilt before they are packed, half after."""
+    choices = st.sampled_from([name for name in TARGETS if name.endswith(packing)])
+
+    @settings(usual, max_examples=examples(80))
+    @given(choices.flatmap(lambda name: st.tuples(st.just(name), spoilt(TARGETS[name][1]()))))
+    def holds(case: tuple[str, bytes]) -> None:
+        TARGETS[case[0]][0](case[1])
+
+    holds()
+
+
+@settings(usual, max_examples=examples(25))
+@given(
+    st.sampled_from([".tsv", ".jsonl"]).flatmap(
+        lambda suffix: st.tuples(st.just(suffix), spoilt(table_seeds()[suffix]))
+    )
+)
+@example((".jsonl", b'{"text": "\\ud800"}\n{"text": "a"}'))
+def test_the_cache_holds_the_rows_that_are_read_without_it(case: tuple[str, bytes]) -> None:
+    TARGETS[f"cached{case[0]}"][0](case[1])
+
+
+# --- what was found by it, and by reading the code --------------------------------------------------------------------
+
+DEEP = '{"text": ' + "[" * 5000
+SPOILT_JSON = {
+    "brackets nested too deeply": (DEEP + "]" * 5000 + "}", "brackets are nested too deeply"),
+    "brackets that do not end": (DEEP, "brackets are nested too deeply"),
+    "a number of 5,000 digits": ('{"text": ' + "9" * 5000 + "}", "a number has more digits than can be read"),
+    "half a character": ('{"text": "\\uD83d"}', r"half a character \(\\ud83d\)"),
+    "half a character in a field nobody reads": ('{"text": "가", "id": "\\udc00"}', r"half a character \(\\udc00\)"),
+    "half a character in a name": ('{"text": "가", "\\udfff": 1}', r"half a character \(\\udfff\)"),
+    "a field twice": ('{"text": "가", "text": "나"}', "the field 'text' occurs twice in an object"),
+    "two ways to one name": ('{"text": "나", "a.b": 1, "a": {"b": 2}}', r"two fields are called 'a\.b'"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT_JSON)
+def test_json_that_cannot_be_used_is_a_malformed_row(case: str, tmp_path: Path) -> None:
+    spoilt_row, expected = SPOILT_JSON[case]
+    path = write(tmp_path, "a.jsonl", f'{{"text": "가"}}\n{spoilt_row}\n{{"text": "다"}}\n'.encode())
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 2: {expected}.*Mend the row"):
+        sentences(path)
+    views = sentences(path, on_bad_row="skip")
+    assert views.rows == [("가",), ("다",)]
+    assert (views.report.read, dict(views.report.dropped)) == (3, {"unusable_json": 1})
+    first = write(tmp_path, "b.jsonl", f"{spoilt_row}\n".encode())
+    with pytest.raises(DataError, match=rf"b\.jsonl, (line 1|item 0): {expected}"):
+        sentences(first)
+    whole = write(tmp_path, "c.json", f'[{{"text": "가"}}, {spoilt_row}]'.encode())
+    with pytest.raises(DataError, match=rf"c\.json(, item 1)?: {expected}"):
+        sentences(whole)
+
+
+def test_whole_characters_that_are_escaped_in_halves_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps({"text": "좋아요 👍 \U00020000"}).encode())
+    assert b"\\ud83d" in path.read_bytes()
+    assert sentences(path).rows == [("좋아요 👍 \U00020000",)]
+
+
+def test_a_field_may_be_nested_as_deep_as_brackets_can_be(tmp_path: Path) -> None:
+    nested = '{"a": ' * 900 + '"가"' + "}" * 900
+    path = write(tmp_path, "a.jsonl", f"{nested}\n{nested}\n".encode())
+    assert sentences(path).rows == [("가",)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["가".encode(), b"\xff"]),
+        pa.array([datetime.date(2024, 5, 1)] * 2),
+        pa.array([datetime.datetime(2024, 5, 1, 12)] * 2),
+        pa.array([datetime.timedelta(seconds=5)] * 2),
+        pa.array([True, False]),
+        pa.array([["가"], ["나"]]),
+        pa.array([[("가", 1)]] * 2, pa.map_(pa.string(), pa.int64())),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_values_that_are_no_text_are_not_written_out_as_if_they_were(column: pa.Array, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.parquet", parquet_file(pa.table({"text": column})))
+    with pytest.raises(DataError, match=r"a\.parquet, row 0: text holds a \w+, not a text"):
+        sentences(path)
+
+
+def test_numbers_are_text_and_what_is_missing_is_empty(tmp_path: Path) -> None:
+    columns = {"anchor": [1, 2, None], "positive": [0.5, float("nan"), 1.0], "negative": [decimal.Decimal("1.50")] * 3}
+    views = sentences(write(tmp_path, "a.parquet", parquet_file(pa.table(columns))))
+    assert views.rows == [("1", "0.5", "1.50")]
+    assert views.report.as_dict() == {"read": 3, "kept": 1, "unit": "rows", "dropped": {"empty_sentence": 2}}
+    path = write(tmp_path, "a.jsonl", b'{"text": NaN}\n{"text": "nan"}\n')
+    assert sentences(path).rows == [("nan",)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**50, 5], pa.timestamp("s", tz="Asia/Seoul")),
+        pa.array([1, None], pa.timestamp("ns", tz="Nowhere/Nothing")),
+        pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]),
+    ],
+    ids=["a time beyond the calendar", "a zone that there is not", "text that is not UTF-8"],
+)
+def test_parquet_that_no_python_value_can_hold_is_refused(column: pa.Array, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.parquet", parquet_file(pa.table({"text": column})))
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file that can be read \(.+\)\. Write it again"):
+        sentences(path)
+
+
+def test_parquet_of_nothing_and_of_two_columns_of_one_name(tmp_path: Path) -> None:
+    for name, table, expected in (
+        ("columns.parquet", pa.table({}), "holds no rows"),
+        ("rows.parquet", pa.table({"text": pa.array([], pa.string())}), "holds no rows"),
+        ("nulls.parquet", pa.table({"text": pa.array([None, None])}), "no training rows are left"),
+        ("twice.parquet", pa.table([pa.array(["가"]), pa.array(["나"])], names=["text"] * 2), "'text' occurs twice"),
+    ):
+        with pytest.raises(DataError, match=expected) as caught:
+            sentences(write(tmp_path, name, parquet_file(table)))
+        assert name in str(caught.value)
+
+
+def test_encrypted_parquet_is_refused(tmp_path: Path) -> None:
+    content = parquet_file(pa.table({"text": ["가"]}))
+    path = write(tmp_path, "a.parquet", b"PARE" + content[4:-4] + b"PARE")
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file that can be read"):
+        sentences(path)
+
+
+@pytest.mark.parametrize("score", ["9" * 400, '"' + "x" * 9000 + '"', "[1]", "true", "null", "NaN", "1e999", '"4_5"'])
+def test_scores_that_are_none_are_named_in_short(score: str, tmp_path: Path) -> None:
+    record = f'{{"sentence1": "가", "sentence2": "나", "score": {score}}}\n'
+    path = write(tmp_path, "a.jsonl", (record * 2).encode())
+    refusal = attempt(lambda: scored_pairs(read_table(path, RowReport()), "set"), names=["a.jsonl, line 1"])
+    assert isinstance(refusal, DataError)
+
+
+def test_a_message_does_not_repeat_a_file(tmp_path: Path) -> None:
+    for name, content in (
+        ("header.tsv", "\t".join(f"열{n}" for n in range(20_000)) + "\n가\n"),
+        ("label.tsv", "premise\thypothesis\tlabel\n가\t나\t" + "다" * 100_000 + "\n"),
+        ("telling.tsv", "anchor\tpositive\t" + "neg" * 50_000 + "\n가\t나\t다\n"),
+        ("twice.csv", "a" * 50_000 + "," + "a" * 50_000 + "\n1,2\n"),
+    ):
+        refusal = attempt(sentences, write(tmp_path, name, content.encode()), names=[name])
+        assert isinstance(refusal, DataError), name
+
+
+def test_a_line_is_held_in_memory_and_so_not_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.LONGEST_LINE == 1 << 26
+    bomb = gzip.compress(b"a line\n" + bytes(300_000_000), 1)
+    assert len(bomb) < 2_000_000
+    lines = read_lines(write(tmp_path, "a.txt.gz", bomb))
+    assert next(lines) == (1, "a line")
+    with pytest.raises(DataError, match=r"a\.txt\.gz, line 2 has more than 67,108,864 bytes"):
+        next(lines)
+    path = write(tmp_path, "b.txt", b"12345\n1234\n")
+    assert list(read_lines(path, longest=6)) == [(1, "12345"), (2, "1234")]
+    with pytest.raises(DataError, match=r"b\.txt, line 1 has more than 5 bytes"):
+        list(read_lines(path, longest=5))
+
+
+def test_what_is_read_as_a_whole_is_not_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    json_file = write(tmp_path, "a.json", b'[\n{"text":\n"abcdefg"}\n]')
+    parquet = write(tmp_path, "a.parquet.gz", gzip.compress(parquet_file(pa.table({"text": ["가"]}))))
+    assert sentences(json_file).rows == [("abcdefg",)] and sentences(parquet).rows == [("가",)]
+    monkeypatch.setattr(tables, "_LARGEST_WHOLE", 15)
+    with pytest.raises(DataError, match=r"a\.json is more than 1 GiB of JSON.*Use \.jsonl"):
+        sentences(json_file)
+    with pytest.raises(DataError, match=r"a\.parquet\.gz unpacks to more than 1 GiB.*Leave it unpacked"):
+        sentences(parquet)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tsv")
+    for path in (tmp_path / "a.tsv", "/dev/null"):
+        refusal = attempt(lambda path=path: expand_paths([str(path)]), names=[str(path)], seconds=5)
+        assert "no regular file but a pipe or a device" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 5000 + ".txt", "a\0b.txt", "a\0*.txt", "\ud800.txt", "~nobody-here/a.txt", "**" * 200]
+)
+def test_a_name_that_no_file_can_have_leads_nowhere(name: str) -> None:
+    assert isinstance(attempt(expand_paths, [name]), DataError)
+
+
+def test_a_name_that_no_record_can_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+    """Latin-1 in a name: the path could not be written into simcse_run.json at the end of the training."""
+    name = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    try:
+        Path(os.fsdecode(name)).write_text("문장\n", encoding="utf-8")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes UTF-8 names only")
+    for pattern in (os.fsdecode(name), str(tmp_path / "*.txt")):
+        with pytest.raises(DataError, match=r"caf\\udce9\.txt is not UTF-8.*Rename the file") as caught:
+            expand_paths([pattern])
+        str(caught.value).encode("utf-8")
+
+
+def test_the_seeds_are_read(tmp_path: Path) -> None:
+    """A fuzzer whose every input is refused at once tests nothing."""
+    for suffix in tables.FORMATS:
+        target, seeds = TARGETS[f"table{suffix}"]
+        assert sum(map(target, seeds())) >= 3, suffix
+    assert CONFIG_SEEDS and views_of_files([write(tmp_path, "a.txt", "문장\n".encode())], Reading(), tmp_path / "cache")
