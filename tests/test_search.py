@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 
 from simcse_hf.errors import DataError
 from simcse_hf.sample import SAMPLES
-from simcse_hf.search import Hit, nearest, read_corpus, search, write_vectors
+from simcse_hf.search import Hit, nearest, read_corpus, search
 
 
 def vectors(*rows: list[float]) -> np.ndarray:
@@ -131,36 +128,3 @@ def test_a_corpus_is_one_file(tmp_path: Path) -> None:
 def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no data file .*none\.txt"):
         read_corpus(str(tmp_path / "none.txt"))
-
-
-def test_vectors_come_back_as_they_were_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "vectors.npy"
-    for array in (np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3), dtype=np.float16)):
-        write_vectors(path, array)
-        loaded = np.load(path)
-        assert np.array_equal(loaded, array) and loaded.dtype == array.dtype
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert [entry.name for entry in path.parent.iterdir()] == ["vectors.npy"]
-
-
-def test_the_path_is_taken_as_it_is_given(tmp_path: Path) -> None:
-    """`numpy.save` would append a suffix."""
-    write_vectors(tmp_path / "vectors", np.ones(3))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["vectors"]
-
-
-def test_vectors_that_cannot_be_written_leave_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "vectors.npy"
-    write_vectors(path, np.ones(3))
-
-    def full(file, array) -> None:
-        os.write(file.fileno(), b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_vectors(path, np.zeros(3))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["vectors.npy"]
-    assert np.load(path).tolist() == [1, 1, 1]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .bulk_encoding import identity_of
 from .corpora import shape_of, training_views
 from .encoder import SentenceEncoder
-from .errors import DataError
-from .files import replacing
+from .errors import DataError, ModelError
 from .row_report import RowReport
 from .sample import resolve_sample
+from .sentence_stream import SentenceStream, corpus_files
 from .similarity import cosine_matrix
 from .tables import expand_paths, read_table
+from .vector_shards import VectorShards
 
 _QUERIES_AT_ONCE = 512
 _SENTENCES_AT_ONCE = 8192
@@ -57,7 +58,7 @@ def read_corpus(path: str) -> list[str]:
 
 
 def nearest(
-    queries: np.ndarray, corpus: np.ndarray, k: int, *, excluded: np.ndarray | None = None
+    queries: np.ndarray, corpus: np.ndarray | VectorShards, k: int, *, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `corpus` most similar to each query by cosine, best first.
 
@@ -85,7 +86,7 @@ def nearest(
     return scores, indices
 
 
-def _best_keys(queries: Tensor, corpus: np.ndarray, k: int, excluded: Tensor | None) -> Tensor:
+def _best_keys(queries: Tensor, corpus: np.ndarray | VectorShards, k: int, excluded: Tensor | None) -> Tensor:
     """The k greatest keys (see `_keys`) of each query over the whole corpus, descending: (Q, k) int64."""
     best = torch.empty(len(queries), 0, dtype=torch.int64)
     for start in range(0, len(corpus), _SENTENCES_AT_ONCE):
@@ -135,7 +136,48 @@ def search(
     ]
 
 
-def write_vectors(path: Path, vectors: np.ndarray) -> None:
-    """Save an array as `.npy`, whole or not at all."""
-    with replacing(path) as file:
-        np.save(file, vectors)
+def search_folder(
+    encoder: SentenceEncoder,
+    queries: Sequence[str],
+    vectors: VectorShards,
+    corpus: Sequence[str],
+    *,
+    top_k: int = 5,
+    batch_tokens: int = 16_384,
+) -> list[list[Hit]]:
+    """As `search`, over vectors on disk; of the corpus only the sentences found are kept.
+
+    Args:
+        encoder: That the vectors were made with.
+        queries: Sentences.
+        vectors: Of `open_vectors`.
+        corpus: The files they were made from, wherever they lie now.
+        top_k: At most so many for each query.
+        batch_tokens: Tokens in one batch.
+
+    Raises:
+        DataError: The vectors were made from other files.
+        ModelError: The vectors were made with another model, or with other settings of it.
+    """
+    files, made_from = corpus_files(corpus), vectors.manifest["data"]
+    if [file.sha256 for file in files] != [entry["sha256"] for entry in made_from]:
+        raise DataError(
+            f"{vectors.folder} holds the vectors of other files ({made_from[0]['path']}, sha256 {made_from[0]['sha256'][:12]}). "
+            "Name those, in their order, or encode the corpus."
+        )
+    model = vectors.manifest["model"]
+    different = [
+        name for name, value in identity_of(encoder).items() if model.get(name) != value and name != "normalize"
+    ]
+    if different:
+        raise ModelError(
+            f"{vectors.folder} was made with another model or other settings of it ({model['name']}; {', '.join(different)} "
+            "differ). Name that model and its settings, or encode the corpus with this one."
+        )
+    scores, indices = nearest(encoder.encode(list(queries), batch_tokens=batch_tokens), vectors, top_k)
+    stream = SentenceStream(files, [entry["rows"] for entry in made_from])
+    sentences = {row: stream.read(row, row + 1)[0] for row in np.unique(indices).tolist()}  # in one pass: they ascend
+    return [
+        [Hit(sentences[int(index)], int(index), float(score)) for score, index in zip(row_scores, row, strict=True)]
+        for row_scores, row in zip(scores, indices, strict=True)
+    ]
