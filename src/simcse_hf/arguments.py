@@ -24,6 +24,7 @@ _LEAST = {
     "dataloader_num_workers": 0,
     "early_stopping_patience": 1,
     "max_train_samples": 1,
+    "shuffle_buffer": 1,
     "gradient_cache_tokens": 1,
     "scored_batch_size": 1,
     "mlm_weight": 0,
@@ -198,6 +199,13 @@ class DataArguments:
     )
     deduplicate: bool = field(default=True, metadata=_help("Drop rows equal to an earlier row."))
     max_train_samples: int | None = field(default=None, metadata=_help("Use only the first so many rows."))
+    streaming: bool = field(
+        default=False,
+        metadata=_help("Read train_file while training, with max_steps: no cache, no de-duplication, any size."),
+    )
+    shuffle_buffer: int = field(
+        default=100_000, metadata=_help("Rows that streaming holds in memory to mix them; 1 mixes nothing.")
+    )
     data_cache_dir: str | None = field(
         default=None,
         metadata=_help("Where tokenised training data is kept; else SIMCSE_CACHE_DIR, else ~/.cache/simcse_hf."),

@@ -211,7 +211,9 @@ def _data_table(run: dict) -> str:
     for source in _sources(run):
         name = source.get("official") or _public_name(source.get("path") or source.get("hub"))
         sha256 = (source.get("sha256") or source.get("fingerprint") or "")[:16]
-        lines.append(f"| {name} | {source['rows']:,} | `{sha256}` | {source.get('licence', 'not stated')} |")
+        # A stream need not have been read to its end.
+        rows = "not all read" if source["rows"] is None else f"{source['rows']:,}"
+        lines.append(f"| {name} | {rows} | `{sha256}` | {source.get('licence', 'not stated')} |")
     return "\n".join(lines)
 
 

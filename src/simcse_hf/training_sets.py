@@ -21,6 +21,7 @@ from .leakage import HeldOutSentences, Leakage, leakage_report
 from .sample import resolve_sample
 from .sentence_store import ViewsDataset
 from .shuffled_rows import WeightedRows
+from .streamed_sets import StreamedSet, StreamedViews, open_stream, streamed_set
 from .tables import expand_paths
 from .teacher import teacher_vectors
 from .training_corpus import Reading, tokenized_views, views_of_files, views_of_hub_dataset
@@ -57,7 +58,7 @@ class TrainingSet:
 def load_training_views(
     data_args: DataArguments, *, evaluation: Sequence[ScoredPairs] = (), show_progress: bool = False
 ) -> TrainingViews:
-    """Read `train_file` or `train_dataset`, or find what was read of the same before.
+    """Read `train_file` or `train_dataset`, or find what was read of the same before; with `streaming` its first rows.
 
     Args:
         data_args: What to read, and how.
@@ -75,8 +76,12 @@ def load_training_views(
     if data_args.train_dataset:
         views = views_of_hub_dataset(data_args.train_dataset, reading, root, show_progress=show_progress)
     else:
-        paths = expand_paths([resolve_sample(path) for path in data_args.train_file])
-        views = views_of_files(paths, reading, root, show_progress=show_progress)
+        names = [resolve_sample(path) for path in data_args.train_file]
+        if data_args.streaming:
+            options = {"on_leakage": data_args.on_leakage, "shuffle_buffer": data_args.shuffle_buffer}
+            views = open_stream(names, reading, evaluation, **options, show_progress=show_progress)
+        else:
+            views = views_of_files(expand_paths(names), reading, root, show_progress=show_progress)
     if data_args.source_weights is not None:
         _check_weights(data_args.source_weights, views)
     _question_scale(views, data_args.score_scale)
@@ -107,13 +112,15 @@ def tokenize_set(
     evaluation: Sequence[ScoredPairs],
     *,
     show_progress: bool = False,
-) -> TrainingSet:
+) -> TrainingSet | StreamedSet:
     """Tokenise the rows, look for leakage, and fetch a teacher's vectors where one is asked for.
 
     Raises:
         ConfigError: The cache cannot be written, or a teacher that cannot be used.
         DataError: Evaluation sentences among the rows with `on_leakage: error`, or sentences without a vector.
     """
+    if isinstance(views, StreamedViews):
+        return streamed_set(views, tokenizer, config)
     root = cache_root(data_args.data_cache_dir)
     leakage = leakage_report(views.rows.sentences, evaluation)
     for line in str(leakage).splitlines():
