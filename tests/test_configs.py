@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 import family_tokenizers
 import pytest
 import torch
+import transformers.integrations.deepspeed as transformers_deepspeed
 import yaml
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from conftest import REPOSITORY
 from transformers import (
     AutoModelForMaskedLM,
@@ -259,15 +262,60 @@ def write_data(folder: Path) -> None:
 
 def test_the_accelerate_files_load_and_name_their_machine() -> None:
     files = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
-    assert [path.stem for path in files] == ["cpu", "multi_gpu", "single_bf16", "single_fp16"]
+    names = ["cpu", "cpu_2_processes", "deepspeed_zero2", "fsdp2", "multi_gpu", "single_bf16", "single_fp16"]
+    assert [path.stem for path in files] == names
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# ") and "accelerate launch" in text
         content = yaml.safe_load(text)
         assert content["compute_environment"] == "LOCAL_MACHINE"
-        assert content["mixed_precision"] == {"single_fp16": "fp16", "single_bf16": "bf16"}.get(
-            path.stem, content["mixed_precision"]
+        precision = {"single_fp16": "fp16", "single_bf16": "bf16", "multi_gpu": "fp16", "deepspeed_zero2": None}
+        assert content.get("mixed_precision") == precision.get(path.stem, "no")
+        assert content["use_cpu"] == path.stem.startswith("cpu")
+        assert content["num_processes"] == {"cpu_2_processes": 2}.get(
+            path.stem, 4 if content["distributed_type"] != "NO" else 1
         )
+
+
+def test_the_fsdp_file_asks_for_what_is_checked() -> None:
+    """`check_sharding` refuses other values; accelerate passes these on as FSDP_VERSION and so forth."""
+    content = yaml.safe_load((REPOSITORY / "configs/accelerate/fsdp2.yaml").read_text(encoding="utf-8"))
+    settings = content["fsdp_config"]
+    assert content["distributed_type"] == "FSDP" and settings["fsdp_version"] == 2
+    assert settings["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert settings["fsdp_cpu_ram_efficient_loading"] is False
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "no"])
+def test_transformers_fills_in_every_auto_of_the_deepspeed_file(precision: str, tmp_path: Path, monkeypatch) -> None:
+    """And DeepSpeed's own parser takes the result, where it is installed."""
+    yaml_file = yaml.safe_load((REPOSITORY / "configs/accelerate/deepspeed_zero2.yaml").read_text(encoding="utf-8"))
+    path = REPOSITORY / yaml_file["deepspeed_config"]["deepspeed_config_file"]
+    args = SimCSETrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=24, gradient_accumulation_steps=3
+    )
+    args.fp16, args.bf16 = precision == "fp16", precision == "bf16"
+    monkeypatch.setattr(transformers_deepspeed, "dep_version_check", lambda *_: None)
+
+    class Filled(transformers_deepspeed.HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
+        """Where deepspeed is not installed, transformers leaves accelerate's class out."""
+
+    filled = Filled(str(path))
+    filled.trainer_config_process(args)
+    config = filled.config
+    assert "auto" in path.read_text(encoding="utf-8") and "auto" not in json.dumps(config)
+    assert config["zero_optimization"]["stage"] == 2
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (24, 3)
+    assert config["gradient_clipping"] == args.max_grad_norm == 1.0
+    assert (config["fp16"]["enabled"], config["bf16"]["enabled"]) == (precision == "fp16", precision == "bf16")
+    if importlib.util.find_spec("deepspeed") is None:
+        return
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    parsed = DeepSpeedConfig(config)
+    assert parsed.zero_optimization_stage == 2 and parsed.train_micro_batch_size_per_gpu == 24
+    assert parsed.bfloat16_config.enabled == (precision == "bf16") and parsed.gradient_clipping == 1.0
 
 
 def test_the_recipes_page_lists_every_config_with_its_own_numbers() -> None:

@@ -5,10 +5,13 @@ On one process every function is the identity, so callers never ask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -36,7 +39,20 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return torch.cat(all_gather(rows.contiguous()), dim=0)
+    return _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.own = slice(rank() * len(rows), (rank() + 1) * len(rows))
+        return gather_values(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Every process found a gradient for every row. Not in place: autograd may still need its own copy.
+        return sum_over_processes(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]
 
 
 def gather_values(rows: Tensor) -> Tensor:
@@ -54,3 +70,30 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def gather_integers(values: Sequence[int], device: torch.device) -> list[list[int]]:
+    """A few integers of every process, in rank order; as many of each.
+
+    Args:
+        values: Of this process.
+        device: One that the process group can send from.
+    """
+    return gather_values(torch.tensor([list(values)], device=device)).tolist()
+
+
+def is_in_parts(tensor: Tensor) -> bool:
+    """Whether processes hold parts of a weight (FSDP2), or of the float32 weight that it was rounded from (DeepSpeed)."""
+    return isinstance(tensor, DTensor) or _is_rounded(tensor)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A weight with the parts of all processes, which must call this together; others are returned as they are."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor.get_full_hp_param() if _is_rounded(tensor) else tensor
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    """With float16 and bfloat16 DeepSpeed trains float32 weights, in shards, and the model holds what they round to."""
+    return hasattr(tensor, "get_full_hp_param") and tensor.dtype != torch.float32
