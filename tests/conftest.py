@@ -29,9 +29,11 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_hf.cli import main
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tokenization import load_tokenizer
+from simcse_hf.train import TrainingRun, train
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
@@ -189,6 +191,33 @@ def good(tmp_path: Path, backbone_dir: Callable[..., Path]) -> dict:
         "disable_tqdm": True,
         "use_cpu": True,
     }
+
+
+@pytest.fixture
+def run(tmp_path: Path, backbone_dir: Callable[..., Path]) -> Callable[..., TrainingRun]:
+    """Starts a small training from arguments; `model`, `data` and the rest change some of them, None leaves one out."""
+
+    def start(folder: str = "run", *, model=None, data=None, **training_settings) -> TrainingRun:
+        model_args = {"model_name_or_path": str(backbone_dir()), "pooler_type": "avg", "max_seq_length": 16}
+        data_args = {"train_file": ["sample:triplets"], "eval_task": "sample:sts", "max_train_samples": 32}
+        settings = {
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "logging_steps": 2,
+        }
+        model_args |= model or {}
+        return train(
+            ModelArguments(**{key: value for key, value in model_args.items() if value is not None}),
+            DataArguments(**data_args | (data or {})),
+            SimCSETrainingArguments(
+                output_dir=str(tmp_path / folder), use_cpu=True, disable_tqdm=True, **(settings | training_settings)
+            ),
+        )
+
+    return start
 
 
 def training(settings: dict, *flags: str) -> list[str]:

@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 
 import simcse_hf.batch_losses
 from simcse_hf import SimCSEModel
+from simcse_hf.checkpoints import PARTIAL
 from simcse_hf.cli import main
 from simcse_hf.errors import DataError, TrainingError
-from simcse_hf.trainer import PARTIAL, SimCSETrainer
+from simcse_hf.trainer import SimCSETrainer
 
 SCORED = "sentence1\tsentence2\tscore\n" + "".join(f"첫 문장 {n}\t둘째 문장 {n}\t{n % 6}.0\n" for n in range(8))
 
@@ -453,7 +454,8 @@ def test_places_that_cannot_be_written_are_named(refused, tmp_path, monkeypatch)
     sentences.write_text("\n".join(SENTENCES), encoding="utf-8")
     encoding[1] = str(sentences)
     says(refused([*scoring, "--output", tmp_path / "file"]), "File exists", str(tmp_path / "file"))
-    says(refused([*encoding, "--output", tmp_path / "folder"]), "Is a directory", str(tmp_path / "folder"))
+    (tmp_path / "folder.npy").mkdir()
+    says(refused([*encoding, "--output", tmp_path / "folder.npy"]), "is a folder", str(tmp_path / "folder.npy"))
     says(refused([*encoding, "--output", tmp_path / "file" / "v.npy"]), str(tmp_path / "file"))
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine" and hidden(tmp_path) == []
 

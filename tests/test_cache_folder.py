@@ -51,7 +51,13 @@ def spoil_end(file: Path) -> None:
         stream.write(b"x")
 
 
-@pytest.mark.parametrize("damage", [truncate, overwrite, spoil_end, Path.unlink])
+def flip_a_bit_inside(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite, spoil_end, flip_a_bit_inside, Path.unlink])
 def test_a_damaged_folder_is_built_again_with_a_warning(
     tmp_path: Path, damage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,7 +68,24 @@ def test_a_damaged_folder_is_built_again_with_a_warning(
     assert (folder / "a.bin").read_bytes() == b"abc" * 100_000
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"files": {}})])
+def test_a_copied_cache_is_read_once_and_used(tmp_path: Path) -> None:
+    """A copy was written at another time, and holds the same."""
+    folder, record = cached_folder(tmp_path, "kind", {}, build)
+    os.utime(folder / "a.bin")
+    assert cached_folder(tmp_path, "kind", {}, not_again) == (folder, record)
+
+
+def test_what_nobody_wrote_to_is_not_read_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached_folder(tmp_path, "kind", {}, build)
+
+    def read_through(path: Path) -> str:
+        raise AssertionError(f"{path} was read through")
+
+    monkeypatch.setattr("simcse_hf.cache_folder.sha256_of", read_through)
+    cached_folder(tmp_path, "kind", {}, not_again)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"files": {}}), "[" * 5000])
 def test_a_broken_manifest_is_a_damaged_folder(tmp_path: Path, text: str) -> None:
     folder, record = cached_folder(tmp_path, "kind", {}, build)
     (folder / "manifest.json").write_text(text)

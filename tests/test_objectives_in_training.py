@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from simcse_hf import SentenceEncoder, SimCSEModel, evaluate_sts, load_sts
-from simcse_hf.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_hf.arguments import DataArguments, ModelArguments
 from simcse_hf.errors import ConfigError, DataError, TrainingError
 from simcse_hf.objective_setup import add_objectives
 from simcse_hf.tables import read_table
-from simcse_hf.train import TrainingRun, train
+from simcse_hf.train import TrainingRun
 
 
 @pytest.fixture
@@ -50,30 +50,6 @@ def generator_dir(tmp_path_factory, text_config, tokenizer) -> Path:
     AutoModelForMaskedLM.from_config(text_config("bert")).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def run(tmp_path, backbone_dir):
-    def start(folder: str = "run", *, model=None, data=None, **training_settings) -> TrainingRun:
-        model_args = {"model_name_or_path": str(backbone_dir()), "pooler_type": "avg", "max_seq_length": 16}
-        data_args = {"train_file": ["sample:triplets"], "eval_task": "sample:sts", "max_train_samples": 32}
-        settings = {
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "max_steps": 4,
-            "eval_steps": 2,
-            "save_steps": 2,
-            "logging_steps": 2,
-        }
-        return train(
-            ModelArguments(**model_args | (model or {})),
-            DataArguments(**data_args | (data or {})),
-            SimCSETrainingArguments(
-                output_dir=str(tmp_path / folder), use_cpu=True, disable_tqdm=True, **(settings | training_settings)
-            ),
-        )
-
-    return start
 
 
 def logged(outcome: TrainingRun, name: str) -> list[float]:

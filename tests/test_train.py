@@ -12,41 +12,13 @@ import pytest
 from conftest import REPOSITORY, SENTENCES
 from huggingface_hub import ModelCard
 
-from simcse_hf import SentenceEncoder, SimCSETrainingArguments
-from simcse_hf.arguments import DataArguments, ModelArguments
+from simcse_hf import SentenceEncoder
+from simcse_hf.arguments import ModelArguments
 from simcse_hf.errors import ConfigError
 from simcse_hf.files import sha256_of
 from simcse_hf.model_card import eval_result_files
 from simcse_hf.sample import SAMPLES
 from simcse_hf.starting_model import load_model
-from simcse_hf.train import TrainingRun, train
-
-
-@pytest.fixture
-def run(tmp_path, backbone_dir):
-    def start(folder: str = "run", *, model=None, data=None, **training) -> TrainingRun:
-        model_args = {"model_name_or_path": str(backbone_dir()), "pooler_type": "avg", "max_seq_length": 16} | (
-            model or {}
-        )
-        data_args = {"train_file": ["sample:triplets"], "eval_task": "sample:sts", "max_train_samples": 32} | (
-            data or {}
-        )
-        settings = {
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "max_steps": 4,
-            "eval_steps": 2,
-            "save_steps": 2,
-        }
-        return train(
-            ModelArguments(**{key: value for key, value in model_args.items() if value is not None}),
-            DataArguments(**data_args),
-            SimCSETrainingArguments(
-                output_dir=str(tmp_path / folder), use_cpu=True, disable_tqdm=True, **(settings | training)
-            ),
-        )
-
-    return start
 
 
 def test_a_run_leaves_a_release_with_its_whole_record(run):

@@ -21,7 +21,7 @@ from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tables import read_table
 from simcse_hf.train import evaluate
-from simcse_hf.trainer import check_training_arguments, explain_accumulation
+from simcse_hf.training_guards import check_training_arguments, explain_accumulation
 
 OPTIONS = {"max_length": 24}
 

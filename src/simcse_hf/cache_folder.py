@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import ConfigError
-from .files import write_json
+from .files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,10 @@ def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict
         partial.mkdir()
         try:
             record = build(partial)
-            files = {file.name: _fingerprint(file, sync=True) for file in sorted(partial.iterdir())}
+            files = {
+                file.name: _fingerprint(file, sync=True) | {"sha256": sha256_of(file)}
+                for file in sorted(partial.iterdir())
+            }
             write_json(partial / _MANIFEST, {"key": key, "record": record, "files": files})
             partial.rename(folder)
         finally:
@@ -85,14 +88,22 @@ def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict
 def _record_if_whole(folder: Path) -> dict | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        whole = all(_fingerprint(folder / name) == found for name, found in manifest["files"].items())
+        whole = all(_is_whole(folder / name, expected) for name, expected in manifest["files"].items())
         return manifest["record"] if whole else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
+def _is_whole(path: Path, expected: dict) -> bool:
+    """Reading all of a large file would delay every start, so it is read only where somebody wrote to it since."""
+    found = _fingerprint(path)
+    if any(found[name] != expected[name] for name in ("bytes", "sha256_of_ends")):
+        return False
+    return found["written_ns"] == expected["written_ns"] or sha256_of(path) == expected["sha256"]
+
+
 def _fingerprint(path: Path, *, sync: bool = False) -> dict:
-    """Size, and a digest of both ends: reading all of a large file would delay every start."""
+    """Size, when it was last written, and a digest of both ends."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest = hashlib.sha256()
@@ -101,7 +112,8 @@ def _fingerprint(path: Path, *, sync: bool = False) -> dict:
             digest.update(file.read(_END))
         if sync:
             os.fsync(file.fileno())
-    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+        written = os.fstat(file.fileno()).st_mtime_ns
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest(), "written_ns": written}
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """The console script `simcse-hf`, and the two scripts at the top of the repository.
 
-Exit codes: 0 done, 2 an error the user can cure (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 2 an error the user can cure (one line on stderr), 130 interrupted by SIGINT (Ctrl-C), 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import json
 import logging
 import sys
@@ -15,19 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import ConfigError, DataError, SimCSEError
+from .errors import ConfigError, DataError, SimCSEError, shortened
+from .failures import explain_failure
+from .interruption import Terminated, sigterm_as_exception
 
 logger = logging.getLogger("simcse_hf")
 
 _DTYPES = ["float32", "bfloat16", "float16"]
 _POOLERS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "max")
-# safetensors and torch.save raise errors without an errno.
-_WORDS_OF_A_FULL_DISK = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "enforce fail at inline_container",
-    "iostream error",
-)
+_INTERRUPTED = {
+    "train": "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto.",
+    "encode": "interrupted. Shards already written are whole; the same command goes on with the next.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,19 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [argument for argument in argv if argument != "--debug"]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    if debug:
-        return _run(argv)
-    try:
-        return _run(argv)
-    except SimCSEError as error:
-        message, code = str(error), 2
-    except Exception as error:
-        message, code = _explain(error), 2
-        if message is None:
-            raise
-    except KeyboardInterrupt:
-        message = "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto."
-        code = 130
+    with sigterm_as_exception():
+        if debug:
+            return _run(argv)
+        try:
+            return _run(argv)
+        except SimCSEError as error:
+            message, code = str(error), error.exit_code
+        except Exception as error:
+            message, code = explain_failure(error), 2
+            if message is None:
+                raise
+        except KeyboardInterrupt as error:
+            message = _INTERRUPTED.get(argv[0] if argv else None, "interrupted; nothing half-written was left.")
+            code = 143 if isinstance(error, Terminated) else 130
     print(f"error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
     return code
 
@@ -72,7 +71,7 @@ def _run(argv: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}. See {self.prog} --help.")
+        raise ConfigError(f"command line: {shortened(message, 1000)}. See {self.prog} --help.")
 
 
 def _at_least_one(text: str) -> int:
@@ -141,10 +140,22 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
     mine.set_defaults(run=_mine)
 
-    encode = commands.add_parser("encode", help="sentences of a file -> vectors (.npy)", allow_abbrev=False)
-    encode.add_argument("file", help="one sentence a line, or a table of one text column")
+    encode = commands.add_parser("encode", help="sentences of files -> vectors on disk", allow_abbrev=False)
+    encode.add_argument("files", nargs="+", metavar="FILE", help="one sentence a line, or a table of one text column")
     encode.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
-    encode.add_argument("--output", type=Path, required=True, metavar="FILE.npy", help="float32 (N, D)")
+    encode.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.npy|DIR",
+        help="one array (N, D), or a folder of shards; the same command again goes on with a folder where it stopped",
+    )
+    encode.add_argument("--format", choices=["npy", "arrow", "parquet"], help="of shards (default: npy)")
+    encode.add_argument("--shard_rows", type=_at_least_one, help="rows of a shard (default: 100000)")
+    encode.add_argument("--with_text", action="store_true", help="store the sentences too (arrow and parquet)")
+    encode.add_argument(
+        "--output_dtype", choices=["float32", "float16"], default="float32", help="of stored vectors (default: float32)"
+    )
     encode.add_argument("--normalize", action="store_true", help="scale vectors to unit length")
     _add_encoder_options(encode)
     encode.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
@@ -154,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("queries", nargs="+", metavar="QUERY")
     search.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
     search.add_argument("--corpus", required=True, metavar="FILE", help="one sentence a line")
+    search.add_argument("--vectors", metavar="DIR", help="of the corpus: a folder that encode wrote with this model")
     search.add_argument("--top_k", type=_at_least_one, default=5)
     search.add_argument("--json", action="store_true", help="print JSON")
     _add_encoder_options(search)
@@ -287,34 +299,48 @@ def _mine(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from accelerate import PartialState
+    from .bulk_encoding import ShardOptions, device_of_job, encode_to_file, encode_to_folder, process_of_job
 
-    from .search import read_corpus, write_vectors
+    output, settings = arguments.output, {"normalize": arguments.normalize, "batch_tokens": arguments.batch_tokens}
+    of_shards = {name: getattr(arguments, name) for name in ("format", "shard_rows", "with_text")}
+    of_shards = {name: value for name, value in of_shards.items() if value}
+    if output.suffix != ".npy":
+        options = ShardOptions(**of_shards, output_dtype=arguments.output_dtype)
+        process, processes = process_of_job()
+        arguments.device = arguments.device or device_of_job(processes)
+        settings |= {"model_name": arguments.model, "process": process, "processes": processes}
+        settings |= {"show_progress": process == 0 and sys.stderr.isatty()}
+        encoded = encode_to_folder(_load_encoder(arguments), arguments.files, output, options, **settings)
+    else:
+        from accelerate import PartialState
 
-    processes = PartialState(cpu=arguments.device == "cpu")
-    if processes.num_processes > 1 and arguments.device is None:
-        arguments.device = processes.device
-    encoder = _load_encoder(arguments)
-    vectors = encoder.encode(
-        read_corpus(arguments.file),
-        batch_tokens=arguments.batch_tokens,
-        normalize=arguments.normalize or None,
-        show_progress=processes.is_main_process,
-        across_processes=True,
-    )
-    if not processes.is_main_process:
-        return 0
-    write_vectors(arguments.output, vectors)
-    print(f"written: {arguments.output}, {vectors.shape[0]} x {vectors.shape[1]} float32")
+        if of_shards:
+            raise ConfigError(f"--{next(iter(of_shards))} is for a folder of shards, and {output} names a single file.")
+        state = PartialState(cpu=arguments.device == "cpu")
+        if state.num_processes > 1 and arguments.device is None:
+            arguments.device = state.device
+        settings |= {"writes": state.is_main_process, "output_dtype": arguments.output_dtype}
+        settings |= {"show_progress": state.is_main_process and sys.stderr.isatty()}
+        encoded = encode_to_file(_load_encoder(arguments), arguments.files, output, **settings)
+        if not state.is_main_process:
+            return 0
+    if encoded.rows_now:
+        logger.info("%s", encoded.speed)
+    print(f"{encoded.outcome}: {output}, {encoded.contents}")
     return 0
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from .search import read_corpus, search
+    from .search import read_corpus, search, search_folder
+    from .vector_shards import open_vectors
 
-    corpus = read_corpus(arguments.corpus)
-    encoder = _load_encoder(arguments)
-    found = search(encoder, arguments.queries, corpus, top_k=arguments.top_k, batch_tokens=arguments.batch_tokens)
+    settings = {"top_k": arguments.top_k, "batch_tokens": arguments.batch_tokens}
+    if arguments.vectors is None:
+        corpus = read_corpus(arguments.corpus)
+        found = search(_load_encoder(arguments), arguments.queries, corpus, **settings)
+    else:
+        vectors = open_vectors(arguments.vectors)
+        found = search_folder(_load_encoder(arguments), arguments.queries, vectors, [arguments.corpus], **settings)
     if arguments.json:
         records = [
             {
@@ -340,18 +366,3 @@ def _load_encoder(arguments: argparse.Namespace):
 
     options = _encoder_options(arguments) | {"dtype": getattr(torch, arguments.dtype)}
     return SentenceEncoder.from_pretrained(resolve_sample(arguments.model), **options)
-
-
-def _explain(error: Exception) -> str | None:
-    """What the machine refused, or None: then it is a defect of ours and deserves its traceback."""
-    number = error.errno if isinstance(error, OSError) else None
-    path = number and (error.filename2 or error.filename)  # of a rename, the name the user gave
-    place = f" ({path})" if path else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
-        return (
-            f"the disk is full{place}. Nothing half-written was left; free space, and resume a training with "
-            "--resume_from_checkpoint auto."
-        )
-    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"no permission{place}. Choose another place."
-    return f"{error.strerror}{place}." if number else None

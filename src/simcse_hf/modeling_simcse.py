@@ -293,6 +293,11 @@ class SimCSEModel(EmbedsSentences, PreTrainedModel):
         lengths = [layout.max_seq_length, position_limit(model.config.text_config)]
         model.config.max_seq_length = min((length for length in lengths if length), default=512)
         if layout.head is not None:
+            if layout.head["weight"].shape != model.head.dense.weight.shape:
+                found, expected = (list(weight.shape) for weight in (layout.head["weight"], model.head.dense.weight))
+                raise ModelError(
+                    f"the Dense module of {name_or_path} has the shape {found}, but its encoder needs {expected}. It is damaged."
+                )
             model.head.dense.load_state_dict(layout.head)
         return model.to(dtype)
 

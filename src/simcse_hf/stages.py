@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from .errors import ConfigError
-from .parser import field_types, read_config, typed_values
+from .errors import ConfigError, shortened
+from .parser import check_values, field_types, read_config, typed_values
 
 FOLDER = "first_stage"
 _DECIDED_HERE = (
@@ -67,7 +67,13 @@ def first_stage_arguments(
     stage = []
     for arguments in (model_args, data_args, training_args):
         names = {field.name for field in dataclasses.fields(arguments)}
-        stage.append(dataclasses.replace(arguments, **{key: differing[key] for key in differing if key in names}))
+        try:
+            stage.append(dataclasses.replace(arguments, **{key: differing[key] for key in differing if key in names}))
+        except ConfigError:
+            raise
+        except Exception as error:  # TrainingArguments raises many unrelated types
+            raise ConfigError(f"{path}: these arguments do not go together: {shortened(error, 1000)}") from error
+    check_values(stage)
     return tuple(stage)
 
 

@@ -6,37 +6,41 @@ import dataclasses
 import functools
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from .backbones import one_line, without_pooler
+from .checkpoints import changed_settings, check_same_data
 from .corpora import ScoredPairs, TrainingViews
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, ModelError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
-from .files import STAGING, staged_folder, write_json
+from .files import staged_folder, write_json
 from .method import warnings_of_folder
 from .metrics import sts_correlations
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives
 from .release import check_release, write_release
+from .run_folder import claim_output_dir, resume_point
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
+from .sharded_weights import whole_model
 from .shuffled_rows import WeightedRows
-from .stages import FOLDER, Arguments, first_stage_arguments, is_of
+from .stages import Arguments, first_stage_arguments, is_of
 from .starting_model import load_model
+from .streamed_sets import FollowStream, check_streaming
 from .sts_tasks import load_sts
 from .tokenization import check_tokenizer
-from .trainer import PARTIAL, SimCSETrainer, check_training_arguments, check_weights
+from .trainer import SimCSETrainer
+from .training_guards import check_training_arguments, check_weights
 from .training_sets import load_scored_views, load_training_views, tokenize_set
 from .versions import git_revision, package_versions
 
@@ -62,7 +66,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
         SimCSEError: Anything the user can cure; see the message.
     """
     clock = {"start": time.perf_counter()}
-    _check_surroundings(training_args)
+    _check_precision(training_args)
+    if data_args.streaming:
+        check_streaming(model_args, data_args, training_args)
+    checkpoint = resume_point(training_args)
+    claim_output_dir(training_args, resuming=checkpoint is not None)
     stage = first_stage_arguments(model_args, data_args, training_args) if training_args.first_stage else None
     started_from = warnings_of_folder(model_args.model_name_or_path or "")
 
@@ -72,7 +80,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     final_sets = [load_sts(task, data_dir=data_args.data_dir) for task in data_args.final_tasks or []]
     evaluation = [*([pairs] if pairs else []), *final_sets]
     views = load_training_views(data_args, evaluation=evaluation, show_progress=show_progress)
-    logger.info("training data: %s", views.report)
+    if not data_args.streaming:  # nothing was read of it yet
+        logger.info("training data: %s", views.report)
     scored_views = load_scored_views(data_args, evaluation=evaluation, show_progress=show_progress)
     if scored_views is not None:
         logger.info("scored pairs: %s", scored_views.report)
@@ -81,7 +90,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             "scored_batch_size is for batches of scored_file, and there is none. Name one, or leave it out."
         )
     weights = None if data_args.source_weights is None else (views.source_rows, data_args.source_weights)
-    check_training_arguments(training_args, len(WeightedRows(*weights, seed=0)) if weights else len(views.rows))
+    rows = len(WeightedRows(*weights, seed=0)) if weights else len(views.rows)
+    check_training_arguments(training_args, None if data_args.streaming else rows)
 
     # Model
     first_stage = None
@@ -131,24 +141,36 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         score_scale=pairs.scale if pairs else (0.0, 5.0),
+        callbacks=[FollowStream(main_set.dataset)] if data_args.streaming else [],
+        facts={
+            "data": [*views.sources, *(scored_views.sources if scored_views else [])],
+            **_record_of_settings(model_args, data_args, training_args, model),
+        },
     )
-    before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None and trainer.is_world_process_zero() else None
-    clock["trained_from"] = time.perf_counter()
-    checkpoint = _checkpoint_to_resume(training_args)
     if training_args.resume_from_checkpoint is not None:
         logger.info("resuming from %s", checkpoint or "nothing: there is no checkpoint, so the run starts anew")
+    if checkpoint is not None:
+        check_same_data(checkpoint, trainer.facts["data"])
+        for setting in changed_settings(checkpoint, trainer.facts["arguments"]):
+            logger.warning("not as it was when %s was saved: %s", checkpoint.name, setting)
+    before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None else None
+    clock["trained_from"] = time.perf_counter()
     try:
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except UnpicklingError as error:  # only weights are read: no code that a checkpoint brings along is run
+        raise ModelError(
+            f"{checkpoint} cannot be resumed: a file in it holds more than tensors and numbers."
+        ) from error
     except ImportError as error:  # some options look for their package only now
         raise ConfigError(one_line(error)) from error
     clock["trained"] = time.perf_counter()
 
-    # Evaluate and release: the model of rank 0 is the model of all
-    record, results = {}, []
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # Evaluate, all processes together, and release
+    record = {}
+    trained = whole_model(trainer.accelerator.unwrap_model(trainer.model))
     check_weights(trained, trainer.state.global_step, training_args.learning_rate)
+    results, sizes = evaluate(trained, tokenizer, evaluation), evaluate_sizes(trained, tokenizer, evaluation)
     if trainer.is_world_process_zero():
-        results = evaluate(trained, tokenizer, evaluation)
         record = {
             **_record_of_settings(model_args, data_args, training_args, model),
             "data": main_set.record() | {"triplet_rule": data_args.triplet_rule if views.shape == "nli" else None},
@@ -158,7 +180,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             "dropout": dataclasses.asdict(audit),
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
-            "sizes": evaluate_sizes(trained, tokenizer, evaluation),
+            "sizes": sizes,
             "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
             "best": {
                 "step": trainer.state.best_global_step,
@@ -257,10 +279,11 @@ def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainin
 
 
 def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[STSResult]:
-    """Score a model in memory; its mode is restored."""
+    """Score a model in memory; its mode is restored. Several processes share the work, and each gets the results."""
     training = model.training
     encoder = SentenceEncoder(model, tokenizer, device=model.device)
-    results = [evaluate_sts(encoder.encode, pairs, encoder=encoder.describe()) for pairs in sets]
+    encode = functools.partial(encoder.encode, across_processes=True)
+    results = [evaluate_sts(encode, pairs, encoder=encoder.describe()) for pairs in sets]
     model.train(training)
     return results
 
@@ -270,7 +293,7 @@ def evaluate_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets:
     sizes, found = model.config.matryoshka_dims or [], []
     encoder = SentenceEncoder(model, tokenizer, device=model.device)
     for pairs in sets if sizes else []:
-        vectors = torch.from_numpy(encoder.encode([*pairs.sentences1, *pairs.sentences2]))
+        vectors = torch.from_numpy(encoder.encode([*pairs.sentences1, *pairs.sentences2], across_processes=True))
         left, right = vectors[: len(pairs)], vectors[len(pairs) :]
         for size in sizes:
             scores = sts_correlations(left[:, :size], right[:, :size], pairs.scores)
@@ -319,60 +342,11 @@ def _audit(
     return audit
 
 
-def _check_surroundings(training_args: SimCSETrainingArguments) -> None:
+def _check_precision(training_args: SimCSETrainingArguments) -> None:
     if training_args.mixed_precision == "fp16" and training_args.device.type == "cpu":
         raise ConfigError(
             "fp16 needs a GPU, and this run is on the CPU, where it would silently be float32. Add --fp16 false (or --bf16)."
         )
-    output_dir = Path(training_args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")
-    resuming = _checkpoint_to_resume(training_args) is not None
-    if (output_dir / "simcse_run.json").exists() and not resuming:
-        raise ConfigError(
-            f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
-        )
-    if training_args.first_stage and training_args.resume_from_checkpoint is None and (output_dir / FOLDER).exists():
-        raise ConfigError(
-            f"{output_dir / FOLDER} is there already. Go on with --resume_from_checkpoint auto, or remove {output_dir} first."
-        )
-    if not resuming and output_dir.is_dir() and (last := get_last_checkpoint(str(output_dir))):
-        raise ConfigError(
-            f"{output_dir} holds {Path(last).name} of an unfinished run. Go on with --resume_from_checkpoint auto, or remove "
-            "that folder first."
-        )
-    taken = [
-        name
-        for name in ("config.json", "model.safetensors", "modules.json", "README.md")
-        if (output_dir / name).exists()
-    ]
-    if taken and not resuming:
-        raise ConfigError(
-            f"output_dir {output_dir} holds a {taken[0]} that this run did not write and would replace. Name a new folder."
-        )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot create output_dir {output_dir}: {error.strerror}.") from None
-    if training_args.should_save:
-        # A run was killed while it wrote these.
-        unfinished = [
-            *output_dir.glob(f".checkpoint-*{PARTIAL}"),
-            *output_dir.glob(f"{STAGING}*"),
-        ]
-        for folder in unfinished:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checkpoint_to_resume(training_args: SimCSETrainingArguments) -> str | None:
-    wanted = training_args.resume_from_checkpoint
-    if wanted in (None, "", "false", "False"):
-        return None
-    if wanted in ("auto", "true", "True"):
-        return get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise ModelError(f"{wanted} is not a checkpoint: it has no trainer_state.json. Use auto to take the last one.")
-    return wanted
 
 
 def _probe_sentences(views: TrainingViews, pairs: ScoredPairs | None) -> list[str]:

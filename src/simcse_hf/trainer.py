@@ -19,20 +19,24 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import SimCSETrainingArguments
+from .checkpoints import PARTIAL, find_best_again, seal, sync_folder
 from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
+from .interruption import StopWhenAsked
 from .metrics import METRIC_NAMES
 from .mixing import MixedBatches, follow_epochs
 from .modeling_simcse import SimCSEModel
+from .process_guards import check_equal_batches, check_sharding
 from .quiet import quiet_transformers
 from .sentence_store import ViewsDataset
+from .sharded_weights import keep_own_name, shard_layer_by_layer, whole_model
 from .shuffled_rows import ShuffledRows, WeightedRows, lighten
+from .streamed_rows import StreamedRows
 from .sts_metric import STSCorrelations
+from .training_guards import GradientCheck, check_training_arguments, check_weights, explain_accumulation
 
 logger = logging.getLogger(__name__)
-
-PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
 
 
 class SimCSETrainer(Trainer):
@@ -50,13 +54,14 @@ class SimCSETrainer(Trainer):
         model: SimCSEModel,
         args: SimCSETrainingArguments,
         *,
-        train_dataset: ViewsDataset | None = None,
+        train_dataset: ViewsDataset | StreamedRows | None = None,
         scored_dataset: ViewsDataset | None = None,
         row_weights: tuple[Sequence[int], Sequence[float]] | None = None,
         eval_dataset: ViewsDataset | None = None,
         processing_class: PreTrainedTokenizerBase,
         score_scale: tuple[float, float] = (0.0, 5.0),
         callbacks: Sequence[TrainerCallback] = (),
+        facts: dict | None = None,
     ):
         """Connect the parts.
 
@@ -71,15 +76,20 @@ class SimCSETrainer(Trainer):
             processing_class: The tokenizer, saved with every checkpoint.
             score_scale: Lowest and highest score of `eval_dataset`.
             callbacks: Further callbacks.
+            facts: JSON-ready; kept with the checksums of every checkpoint.
 
         Raises:
             TrainingError: Arguments or data that cannot give a correct contrastive loss.
         """
         if train_dataset is not None:
-            check_training_arguments(args, len(train_dataset))
+            streamed = isinstance(train_dataset, StreamedRows)
+            check_training_arguments(args, None if streamed else len(train_dataset))
             explain_accumulation(args)
         self.scored_dataset = scored_dataset
         self.row_weights = row_weights
+        self.facts = facts or {}
+        self.stop_when_asked = StopWhenAsked()
+        self._check_gradients = GradientCheck(args.learning_rate)
         model.gradient_cache_tokens = args.gradient_cache_tokens
         if args.torch_compile:
             model.compile_encoder(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
@@ -91,7 +101,7 @@ class SimCSETrainer(Trainer):
                 if unpacked
                 else f"a '{model.backbone.config.model_type}' encoder with {model.backbone.config._attn_implementation} attention",
             )
-        callbacks = list(callbacks)
+        callbacks = [*callbacks, self.stop_when_asked]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         super().__init__(
@@ -104,13 +114,26 @@ class SimCSETrainer(Trainer):
             compute_metrics=compute_sts_metrics(score_scale),
             callbacks=callbacks,
         )
+        check_sharding(args, self.accelerator)
+        if self.is_fsdp_enabled:
+            shard_layer_by_layer(model)
+
+    def train(self, *args, **kwargs):
+        """As in Trainer; SIGTERM and SIGINT end it after the step, with a checkpoint.
+
+        Raises:
+            TrainingInterrupted: By such a signal.
+        """
+        with self.stop_when_asked:
+            return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss; `num_items_in_batch` is ignored on purpose.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or the processes have unequal batches.
         """
+        check_equal_batches(inputs)
         outputs = model(**inputs)
         if not torch.isfinite(outputs.loss):
             last = self.state.best_model_checkpoint or "none yet"
@@ -123,12 +146,25 @@ class SimCSETrainer(Trainer):
 
     def _build_accelerator_args(self, **kwargs):
         # accelerate would compile the whole model, whose number of passes differs from batch to batch.
-        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin()}
+        built = super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin()}
+        (ddp,) = built["kwargs_handlers"]
+        if self.args.ddp_find_unused_parameters is None:
+            # Every step has a gradient for every parameter (see `SimCSEModel`), so looking for others is in vain.
+            ddp.find_unused_parameters = False
+        return built
 
     def get_train_dataloader(self):
         """As in Trainer; the same order of rows without a Python integer for each of them."""
         if self.scored_dataset is not None:
             return self._mixed_loader()
+        if isinstance(self.train_dataset, StreamedRows):
+            return self.train_dataset.prepare(
+                self.accelerator,
+                self.data_collator,
+                batch_size=self._train_batch_size,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
         loader = super().get_train_dataloader()
         lighten(loader, self.row_weights)
         return loader
@@ -185,7 +221,12 @@ class SimCSETrainer(Trainer):
         Raises:
             TrainingError: Fewer or more pairs were scored than the set holds.
         """
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        # A model that is sharded is put together once, not for each of its layers in each batch, and not in bf16.
+        self._whole_model = whole_model(self.accelerator.unwrap_model(self.model))
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._whole_model = None
         scored, expected = len(output.label_ids), len(dataloader.dataset)
         if scored != expected:
             raise TrainingError(
@@ -200,13 +241,13 @@ class SimCSETrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         scores = inputs.pop("scores")
         # The wrapped forward would autocast under bf16 and fp16; `embed_batch` is not wrapped.
-        encoder = self.accelerator.unwrap_model(model)
+        encoder = self.accelerator.unwrap_model(model) if self._whole_model is None else self._whole_model
         with torch.no_grad():
             embeddings = encoder.embed_batch(**inputs)
         return None, embeddings.float().contiguous(), scores
 
     def _save_checkpoint(self, model, trial):
-        """Save into a hidden folder and rename: a checkpoint exists whole or not at all."""
+        """Save into a hidden folder, with checksums, and rename: a checkpoint exists whole or not at all."""
         check_weights(self.model, self.state.global_step, self.args.learning_rate)
         run_dir = Path(self.args.output_dir)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -219,8 +260,11 @@ class SimCSETrainer(Trainer):
                 self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-                shutil.rmtree(final, ignore_errors=True)
+                seal(staged, self.facts)
+                if final.exists():
+                    final.replace(self._staging / "replaced")
                 staged.replace(final)
+                sync_folder(run_dir)
                 rotate_checkpoints(
                     output_dir=str(run_dir),
                     save_total_limit=self.args.save_total_limit,
@@ -233,28 +277,67 @@ class SimCSETrainer(Trainer):
             self._staging = None
             self.accelerator.wait_for_everyone()
 
+    def _init_training_state(self, *args, **kwargs):
+        position = super()._init_training_state(*args, **kwargs)
+        self._find_best_again()
+        return position
+
+    def _run_epoch(self, *args, **kwargs):
+        """As in Trainer; a run that had come to its end before it was resumed trains no further step."""
+        if self.state.global_step >= self.state.max_steps or self._patience_is_over():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self):
+        """Go on counting evaluations without a better score; patience itself is that of the arguments."""
+        stored = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        for callback in self._early_stopping():
+            if stored:
+                callback.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+    def _patience_is_over(self) -> bool:
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self._early_stopping()
+        )
+
+    def _determine_best_metric(self, metrics, trial):
+        # Its answer decides whether save_strategy best saves now.
+        return super()._determine_best_metric(metrics, trial) or self.stop_when_asked.stopping
+
+    def _load_best_model(self):
+        self._find_best_again()
+        if self.state.best_model_checkpoint is not None:
+            super()._load_best_model()
+
+    def _find_best_again(self) -> None:
+        if self.args.metric_for_best_model is not None:
+            find_best_again(
+                self.state,
+                Path(self.args.output_dir),
+                self.args.metric_for_best_model,
+                greater_is_better=bool(self.args.greater_is_better),
+            )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._check_gradients(norm, self.state.global_step + 1, scaled=self.accelerator.scaler is not None)
+        return norm
+
     def _save(self, output_dir=None, state_dict=None):
+        keep_own_name(self.accelerator.unwrap_model(self.model))
         with quiet_transformers():
             super()._save(output_dir, state_dict)
 
     _staging: Path | None = None
+    _whole_model: SimCSEModel | None = None  # while a set is scored
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
-
-
-def check_weights(model: torch.nn.Module, step: int, learning_rate: float) -> None:
-    """Refuse to keep a model that has diverged.
-
-    Raises:
-        TrainingError: A parameter holds NaN or an infinity.
-    """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise TrainingError(
-                f"after step {step} the weights are not finite ({name}): training diverged, and this state was not saved. "
-                f"Lower the learning_rate ({learning_rate:g})."
-            )
 
 
 def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -269,65 +352,3 @@ def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction]
         )
 
     return compute_metrics
-
-
-def check_training_arguments(args: SimCSETrainingArguments, rows: int) -> None:
-    """Refuse what would silently make the loss another one.
-
-    Raises:
-        TrainingError: Names the argument and the cure.
-    """
-    per_process, processes = args.per_device_train_batch_size, args.world_size
-    if args.n_gpu > 1:
-        raise TrainingError(
-            f"{args.n_gpu} GPUs are visible to one process. DataParallel would give every replica only its own negatives. "
-            "Start with accelerate launch, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
-        )
-    if per_process * processes < 2:
-        raise TrainingError(
-            "per_device_train_batch_size is 1 on one process: a sentence alone has no negatives and the loss is always 0. "
-            "Use 2 or more (64 is usual)."
-        )
-    if not args.dataloader_drop_last:
-        raise TrainingError(
-            "dataloader_drop_last is false: the last batch of an epoch would have fewer negatives, and so a loss on another "
-            "scale. Leave it true."
-        )
-    if rows < per_process * processes:
-        raise TrainingError(
-            f"{rows} training rows are fewer than one batch of {per_process} on {processes} process(es), and short batches "
-            f"are dropped: nothing would be trained. Use a per_device_train_batch_size of {max(rows // processes, 2)} or less."
-        )
-    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-        raise TrainingError(
-            f"train_sampling_strategy {args.train_sampling_strategy} would make the negatives of a batch alike in length or "
-            "the batches of the processes unequal. Use random; padding is cut inside the model."
-        )
-    if args.remove_unused_columns:
-        raise TrainingError("remove_unused_columns must stay false: the training rows are token ids, not columns.")
-    if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
-        raise TrainingError(
-            "accelerator_config would cut a packed batch between processes, through sentences. Leave dispatch_batches and "
-            "split_batches out: "
-            "every process then reads its own batches."
-        )
-    if args.push_to_hub:
-        raise TrainingError(
-            "push_to_hub would upload checkpoints, optimiser included, and not the release. Leave it out, and upload the finished "
-            "output_dir with `hf upload`."
-        )
-    if args.early_stopping_patience is not None and args.eval_strategy == "no":
-        raise TrainingError(
-            "early_stopping_patience counts evaluations, and eval_strategy is no. Set eval_strategy to steps."
-        )
-
-
-def explain_accumulation(args: SimCSETrainingArguments) -> None:
-    """Say what gradient accumulation does not do to a contrastive loss."""
-    if args.gradient_accumulation_steps > 1:
-        logger.warning(
-            "gradient_accumulation_steps=%d averages gradients; it does not enlarge the negatives: each step still "
-            "compares %d rows with each other.",
-            args.gradient_accumulation_steps,
-            args.per_device_train_batch_size * args.world_size,
-        )

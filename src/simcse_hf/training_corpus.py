@@ -30,6 +30,7 @@ from .arrow_column import ArrowColumn, ColumnWriter, lists_of
 from .cache_folder import cached_folder
 from .corpora import TrainAs, TrainingViews, check_some_are_left, complete_rows, has_values
 from .corpus_folder import CorpusRows, CorpusValues, write_rows
+from .errors import DataError
 from .files import format_of
 from .leakage import HeldOutSentences
 from .nli import TripletRule
@@ -86,6 +87,7 @@ def views_of_files(
         ConfigError: The cache cannot be written.
         DataError: See `corpora.training_views`.
     """
+    before = [_size_and_time(path) for path in paths]
     sources = [source_of(path) for path in paths]
     contents = [
         {"sha256": source["sha256"], "format": format_of(path)} for path, source in zip(paths, sources, strict=True)
@@ -97,7 +99,20 @@ def views_of_files(
             for path, source in zip(paths, sources, strict=True)
         ]
 
-    return _views(contents, sources, open_tables, reading, root, show_progress)
+    def check_unchanged() -> None:
+        for path, found in zip(paths, before, strict=True):
+            if _size_and_time(path) != found:
+                raise DataError(
+                    f"{path} was changed while it was read, so its sha256 and its rows may not belong together. Start again "
+                    "when nothing writes to it any more."
+                )
+
+    return _views(contents, sources, open_tables, reading, root, show_progress, check_unchanged)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def views_of_hub_dataset(spec: str, reading: Reading, root: Path, *, show_progress: bool = False) -> TrainingViews:
@@ -118,6 +133,7 @@ def _views(
     reading: Reading,
     root: Path,
     show_progress: bool,
+    check_unchanged: Callable[[], None] = lambda: None,
 ) -> TrainingViews:
     report = RowReport(on_bad_row=reading.on_bad_row)
     key = {
@@ -129,7 +145,9 @@ def _views(
 
     def build(folder: Path) -> dict:
         fresh = RowReport(on_bad_row=reading.on_bad_row)
-        return _write_corpus(folder, open_tables(fresh), fresh, reading, show_progress)
+        record = _write_corpus(folder, open_tables(fresh), fresh, reading, show_progress)
+        check_unchanged()
+        return record
 
     folder, record = cached_folder(root, "corpus", key, build)
     report.recall(record["report"])

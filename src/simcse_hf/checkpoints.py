@@ -1,0 +1,231 @@
+"""Checkpoints that are whole, and known to be: checksums are written last and compared before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from transformers import TrainerState
+
+from .errors import DataError, ModelError
+from .files import sha256_of, write_json
+
+logger = logging.getLogger(__name__)
+
+SEAL = "checksums.json"
+PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+# Where a run is made and how it is watched changes no weight.
+_CHANGES_NOTHING = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "data_cache_dir",
+    "data_dir",
+    "cache_dir",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "logging_steps",
+    "logging_first_step",
+    "save_total_limit",
+    "write_release",
+    "local_rank",
+    "ddp_timeout",
+}
+
+
+def seal(folder: Path, facts: dict) -> None:
+    """Write the checksums of all files in a folder, after the disk has taken them.
+
+    Args:
+        folder: A checkpoint; from now on nothing in it may change.
+        facts: JSON-ready; kept with the checksums (see `facts_of`).
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    write_json(folder / SEAL, {"files": files, "facts": facts})
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk take the names of what lies in a folder: a rename survives a power cut only then."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file has its checksum.
+
+    A checkpoint without checksums, which an earlier version or another program wrote, is taken as it is.
+    """
+    if not (folder / "trainer_state.json").is_file():
+        return "it has no trainer_state.json"
+    if not (folder / SEAL).exists():
+        logger.warning("%s has no %s, so its files are used unchecked.", folder, SEAL)
+        return None
+    try:
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                return f"{SEAL} names the file {name}, which is not in it"
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if (size := path.stat().st_size) != expected["bytes"]:
+                return f"{name} has {size:,} bytes instead of {expected['bytes']:,}"
+            if sha256_of(path) != expected["sha256"]:
+                return f"the content of {name} has changed since it was written"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{SEAL} cannot be read"
+    return None
+
+
+def facts_of(folder: Path) -> dict:
+    """What `seal` was given; empty for a checkpoint without checksums."""
+    try:
+        return json.loads((folder / SEAL).read_text(encoding="utf-8"))["facts"]
+    except FileNotFoundError:
+        return {}
+
+
+def checkpoints_of(run_dir: Path) -> Iterator[Path]:
+    """The checkpoints of a run, last first."""
+    found = [(int(match[1]), path) for path in run_dir.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    for _, path in sorted(found, reverse=True):
+        if path.is_dir():
+            yield path
+
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def last_whole_checkpoint(run_dir: Path) -> Path | None:
+    """The last checkpoint of a run that is not damaged; each one passed over is named in a warning."""
+    for path in checkpoints_of(run_dir):
+        if (damage := damage_of(path)) is None:
+            return path
+        logger.warning("%s is damaged (%s) and is passed over.", path, damage)
+    return None
+
+
+def checkpoint_to_resume(wanted: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means, compared with its checksums; None to start anew.
+
+    Args:
+        wanted: A folder; `auto` or `true` for the last one of the run that is whole; `false` or None for none.
+        run_dir: Where the run's checkpoints lie.
+
+    Raises:
+        ModelError: The folder is no checkpoint or damaged; or with `auto`, all are.
+    """
+    if wanted in (None, "", "false", "False"):
+        return None
+    if wanted in ("auto", "true", "True"):
+        found = last_whole_checkpoint(run_dir)
+        if found is None and (damaged := next(checkpoints_of(run_dir), None)):
+            raise ModelError(
+                f"every checkpoint in {run_dir} is damaged, {damaged.name} among them: {damage_of(damaged)}. Restore one, or "
+                "train anew in another output_dir."
+            )
+        return found
+    folder = Path(wanted)
+    if not (folder / "trainer_state.json").is_file():
+        raise ModelError(f"{wanted} is not a checkpoint: it has no trainer_state.json. Use auto to take the last one.")
+    if damage := damage_of(folder):
+        raise ModelError(f"the checkpoint {wanted} is damaged: {damage}. Use auto to take the last one that is whole.")
+    return folder
+
+
+def find_best_again(state: TrainerState, run_dir: Path, metric: str, *, greater_is_better: bool) -> None:
+    """Set the best checkpoint of a state to one that is there and whole.
+
+    The folder of the run may have moved since, or the best checkpoint been damaged: then the best of those that are
+    left takes its place.
+
+    Args:
+        state: Of the run; its `best_*` attributes are changed.
+        run_dir: Where the checkpoints lie now.
+        metric: What best means, as in `metric_for_best_model`.
+        greater_is_better: Whether larger is better.
+    """
+    if state.best_global_step in (None, 0):
+        return
+    best = run_dir / f"checkpoint-{state.best_global_step}"
+    if not best.is_dir() and Path(state.best_model_checkpoint or best).is_dir():
+        best = Path(state.best_model_checkpoint)  # of the run whose checkpoint this one went on from
+    damage = damage_of(best) if best.is_dir() else "it is not there"
+    if damage is None:
+        state.best_model_checkpoint = str(best)
+        return
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    whole = {int(_NAME.fullmatch(path.name)[1]): path for path in checkpoints_of(run_dir) if damage_of(path) is None}
+    scores = {entry["step"]: entry[name] for entry in state.log_history if name in entry and entry.get("step") in whole}
+    step = (max if greater_is_better else min)(scores, key=scores.get, default=None)
+    logger.warning(
+        "the best checkpoint, %s, is lost: %s. %s",
+        best,
+        damage,
+        "No other that was scored is left." if step is None else f"Of those left checkpoint-{step} is the best.",
+    )
+    state.best_global_step = step or 0
+    state.best_metric = None if step is None else scores[step]
+    state.best_model_checkpoint = None if step is None else str(whole[step])
+
+
+def check_same_data(checkpoint: Path, sources: Sequence[dict]) -> None:
+    """Refuse to go on with other data: the order of the rows would be another, and part of them trained on twice.
+
+    Args:
+        checkpoint: Sealed with the fact `data`.
+        sources: What identifies the data now, as in `TrainingViews.sources`.
+
+    Raises:
+        DataError: Names the file that changed.
+    """
+    before = facts_of(checkpoint).get("data")
+    if before is None:
+        return
+    cure = (
+        f"Put back the data that {checkpoint} was trained on; or start a new run from its weights, with model_name_or_path "
+        f"{checkpoint} and another output_dir."
+    )
+    if len(before) != len(sources):
+        raise DataError(f"{len(before)} data files were trained on, and now there are {len(sources)}. {cure}")
+    for old, new in zip(before, sources, strict=True):
+        if _content(old) != _content(new):
+            name = new.get("path") or new.get("hub")
+            raise DataError(
+                f"{name} is not what {old.get('path') or old.get('hub')} was when {checkpoint.name} was saved "
+                f"({_content(old)[:12]} then, {_content(new)[:12]} now). {cure}"
+            )
+
+
+def _content(source: dict) -> str:
+    return str(source.get("sha256") or source.get("fingerprint"))
+
+
+def changed_settings(checkpoint: Path, arguments: dict) -> list[str]:
+    """Settings that are not what they were when a checkpoint was saved, as `name: old -> new`.
+
+    Args:
+        checkpoint: Sealed with the fact `arguments`.
+        arguments: `{"model": {...}, "data": {...}, "training": {...}}`, as in the record of a run.
+    """
+    before = facts_of(checkpoint).get("arguments", {})
+    now = json.loads(json.dumps(arguments, default=str))  # JSON knows no tuples
+    return [
+        f"{name}: {before[group][name]} -> {now[group].get(name)}"
+        for group in now
+        for name in sorted(before.get(group, {}))
+        if name not in _CHANGES_NOTHING and before[group][name] != now[group].get(name)
+    ]

@@ -1,0 +1,209 @@
+"""Checkpoints are whole or passed over, and what was lost is said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import TrainerState
+
+from simcse_hf.checkpoints import (
+    SEAL,
+    changed_settings,
+    check_same_data,
+    checkpoint_to_resume,
+    checkpoints_of,
+    damage_of,
+    facts_of,
+    find_best_again,
+    last_whole_checkpoint,
+    seal,
+)
+from simcse_hf.errors import DataError, ModelError
+
+
+def checkpoint(run_dir: Path, step: int, facts: dict | None = None) -> Path:
+    folder = run_dir / f"checkpoint-{step}"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "shards" / "0.distcp").write_bytes(b"shard")
+    seal(folder, facts or {})
+    return folder
+
+
+def flip_a_bit(file: Path) -> None:
+    stamp = file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a failing disk does it
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a flipped bit": ("model.safetensors", flip_a_bit, "the content of model.safetensors has changed"),
+    "a truncated file": ("model.safetensors", cut, "model.safetensors has 10,239 bytes instead of 10,240"),
+    "a missing file": ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+    "a missing shard": ("shards/0.distcp", Path.unlink, "shards/0.distcp is missing"),
+    "no state": ("trainer_state.json", Path.unlink, "no trainer_state.json"),
+    "half a seal": (SEAL, lambda file: file.write_text(file.read_text()[:-9]), "cannot be read"),
+    "a seal of brackets": (SEAL, lambda file: file.write_text("[" * 5000), "cannot be read"),
+    "another seal": (SEAL, lambda file: file.write_text("[]"), "cannot be read"),
+    "a seal without sizes": (SEAL, lambda file: file.write_text('{"files": {"model.safetensors": 1}}'), "cannot be"),
+    "a path that leaves it": (SEAL, lambda file: file.write_text('{"files": {"../secret": {}}}'), "../secret"),
+    "an absolute path": (SEAL, lambda file: file.write_text('{"files": {"/etc/passwd": {}}}'), "/etc/passwd"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damage_is_found_and_the_checkpoint_before_is_taken(case, tmp_path, caplog) -> None:
+    name, spoil, words = DAMAGES[case]
+    before, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    assert damage_of(last) is None and last_whole_checkpoint(tmp_path) == last
+    spoil(last / name)
+    assert words in damage_of(last)
+    assert checkpoint_to_resume("auto", tmp_path) == before
+    assert f"{last} is damaged ({damage_of(last)}) and is passed over" in caplog.text
+    with pytest.raises(ModelError, match="checkpoint-10"):
+        checkpoint_to_resume(str(last), tmp_path)
+
+
+def test_a_file_that_was_added_is_no_damage(tmp_path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    assert damage_of(folder) is None
+
+
+def test_where_all_are_damaged_the_run_does_not_silently_start_anew(tmp_path) -> None:
+    for step in (1, 2):
+        cut(checkpoint(tmp_path, step) / "model.safetensors")
+    with pytest.raises(
+        ModelError, match="every checkpoint in .* is damaged, checkpoint-2 among them: model.safetensors"
+    ):
+        checkpoint_to_resume("auto", tmp_path)
+    assert checkpoint_to_resume("false", tmp_path) is None
+
+
+def test_checkpoints_are_ordered_by_number_and_other_folders_are_none(tmp_path) -> None:
+    for step in (9, 10, 100):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / ".checkpoint-200.partial").mkdir()
+    (tmp_path / "checkpoint-300").write_text("a file", encoding="utf-8")
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-9"]
+    assert checkpoint_to_resume("auto", tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_used_and_said_to_be_unchecked(tmp_path, caplog) -> None:
+    folder = checkpoint(tmp_path, 1)
+    (folder / SEAL).unlink()
+    assert last_whole_checkpoint(tmp_path) == folder and facts_of(folder) == {}
+    assert "has no checksums.json, so its files are used unchecked" in caplog.text
+
+
+# --- the best ---
+
+
+def state(best: int, scores: dict[int, float]) -> TrainerState:
+    found = TrainerState(best_global_step=best, best_metric=scores[best], best_model_checkpoint="elsewhere")
+    found.log_history = [{"step": step, "eval_score": score} for step, score in scores.items()]
+    return found
+
+
+def test_the_best_is_found_where_the_folder_has_moved_to(tmp_path, caplog) -> None:
+    best = checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 6)
+    found = state(4, {2: 0.5, 4: 0.7, 6: 0.6})
+    find_best_again(found, tmp_path, "score", greater_is_better=True)
+    assert (found.best_global_step, found.best_metric, found.best_model_checkpoint) == (4, 0.7, str(best))
+    assert caplog.text == ""
+
+
+def test_the_best_of_the_run_that_this_one_went_on_from_counts(tmp_path, caplog) -> None:
+    best = checkpoint(tmp_path / "first", 4)
+    checkpoint(tmp_path / "second", 6)
+    found = state(4, {4: 0.7, 6: 0.6})
+    found.best_model_checkpoint = str(best)
+    find_best_again(found, tmp_path / "second", "score", greater_is_better=True)
+    assert (found.best_global_step, found.best_model_checkpoint, caplog.text) == (4, str(best), "")
+
+
+@pytest.mark.parametrize(("greater", "chosen"), [(True, 8), (False, 6)])
+@pytest.mark.parametrize(
+    "loss", [lambda best: cut(best / "model.safetensors"), lambda best: best.rename(best.parent / "x")]
+)
+def test_where_the_best_is_lost_the_best_of_those_left_takes_its_place(loss, greater, chosen, tmp_path, caplog) -> None:
+    for step in (4, 6, 8):
+        checkpoint(tmp_path, step)
+    loss(tmp_path / "checkpoint-4")
+    scores = {2: 0.99, 4: 0.9, 6: 0.6, 8: 0.7}  # step 2 has no checkpoint any more
+    found = state(4, scores)
+    find_best_again(found, tmp_path, "eval_score", greater_is_better=greater)
+    assert (found.best_global_step, found.best_metric) == (chosen, scores[chosen])
+    assert found.best_model_checkpoint == str(tmp_path / f"checkpoint-{chosen}")
+    assert "checkpoint-4, is lost" in caplog.text and f"checkpoint-{chosen} is the best" in caplog.text
+
+
+def test_where_none_that_was_scored_is_left_nothing_is_called_best(tmp_path, caplog) -> None:
+    checkpoint(tmp_path, 7)
+    found = state(4, {4: 0.9})
+    find_best_again(found, tmp_path, "score", greater_is_better=True)
+    assert (found.best_global_step, found.best_metric, found.best_model_checkpoint) == (0, None, None)
+    assert "No other that was scored is left" in caplog.text
+
+
+# --- the same data, the same settings ---
+
+SOURCE = {"path": "a.txt", "sha256": "0" * 64, "rows": 3}
+
+
+def test_the_same_content_under_another_name_is_the_same_data(tmp_path) -> None:
+    folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
+    check_same_data(folder, [SOURCE | {"path": "moved.txt"}])
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (
+            [SOURCE | {"sha256": "1" * 64}],
+            ["a.txt is not what a.txt was when checkpoint-1 was saved", "000000000000 then"],
+        ),
+        ([SOURCE, SOURCE], ["1 data files were trained on, and now there are 2"]),
+        ([{"hub": "someone/set", "fingerprint": "f"}], ["someone/set is not what a.txt was"]),
+    ],
+)
+def test_other_data_is_refused_with_both_cures(sources, words, tmp_path) -> None:
+    folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
+    with pytest.raises(DataError) as error:
+        check_same_data(folder, sources)
+    for word in [*words, "Put back the data", f"model_name_or_path {folder}"]:
+        assert word in str(error.value)
+
+
+def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:
+    before = {"model": {"temperature": 0.05, "dims": (1, 2)}, "training": {"seed": 1, "output_dir": "a"}}
+    folder = checkpoint(tmp_path, 1, {"arguments": json.loads(json.dumps(before))})
+    assert changed_settings(folder, before) == []
+    now = {"model": {"temperature": 0.1, "dims": (1, 2)}, "training": {"seed": 2, "output_dir": "b"}}
+    assert changed_settings(folder, now) == ["temperature: 0.05 -> 0.1", "seed: 1 -> 2"]
+
+
+def test_every_file_is_on_the_disk_before_the_seal_is(tmp_path, monkeypatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def remember(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    checkpoint(tmp_path, 1)
+    assert set(synced[:3]) == {"0.distcp", "model.safetensors", "trainer_state.json"}
+    assert synced[3].startswith(f".{SEAL}") and synced[4] == "checkpoint-1"

@@ -1,0 +1,288 @@
+"""A run that was stopped, however it was, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import REPOSITORY, TRIPLETS, says, training
+from safetensors.torch import load_file
+from test_distributed import spawn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+import simcse_hf.batch_losses
+from simcse_hf.checkpoints import checkpoints_of, damage_of
+from simcse_hf.cli import main
+from simcse_hf.errors import TrainingInterrupted
+from simcse_hf.interruption import StopWhenAsked, Terminated
+
+# Everything that a checkpoint must carry is in use: dropout, a schedule, accumulation with a rest, epochs, patience.
+SETTINGS = {
+    "eval_task": "sample:sts",
+    "max_steps": -1,
+    "num_train_epochs": 3,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "learning_rate": 1e-3,
+    "early_stopping_patience": 50,
+    "logging_steps": 1,
+    "save_total_limit": 50,
+    "per_device_train_batch_size": 2,
+}
+STEPS = 9  # 12 rows: 3 a epoch
+
+
+@pytest.fixture
+def settings(good) -> dict:
+    return good | SETTINGS
+
+
+def assert_same_end(one: Path, other: Path, step: int = STEPS) -> None:
+    """Weights, optimiser, schedule, random numbers, and all that was measured."""
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        files = [folder / f"checkpoint-{step}" / name for folder in (one, other)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    states = [json.loads((folder / f"checkpoint-{step}/trainer_state.json").read_text()) for folder in (one, other)]
+    for name in ("best_metric", "best_global_step", "global_step", "epoch", "max_steps"):
+        assert states[0][name] == states[1][name], name
+    counters = [state["stateful_callbacks"]["EarlyStoppingCallback"] for state in states]
+    assert counters[0] == counters[1]
+    scores = [
+        {entry["step"]: entry["eval_cosine_spearman"] for entry in state["log_history"] if "eval_alignment" in entry}
+        for state in states
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == step
+    losses = [{entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry} for state in states]
+    assert losses[0] == losses[1] and len(losses[0]) == step
+
+
+def test_a_run_resumed_at_any_of_its_checkpoints_ends_as_the_whole_one(settings, tmp_path) -> None:
+    """In the middle of an epoch, at its end, and after the last step."""
+    assert main(training(settings)) == 0
+    whole = settings["output_dir"]
+    assert [path.name for path in checkpoints_of(whole)][0] == f"checkpoint-{STEPS}"
+    for step in (1, 3, 5, 8):
+        again = tmp_path / f"from-{step}"
+        shutil.copytree(whole, again)
+        (again / "simcse_run.json").unlink()
+        remove_after(step, again)
+        assert main(training(settings | {"output_dir": again}, "--resume_from_checkpoint", "auto")) == 0
+        assert_same_end(whole, again)
+
+
+def remove_after(step: int, run_dir: Path) -> None:
+    for checkpoint in checkpoints_of(run_dir):
+        if int(checkpoint.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+def test_a_run_that_was_killed_after_its_last_step_trains_no_further(settings, caplog) -> None:
+    """transformers would take one step more where max_steps ends within an epoch."""
+    settings |= {"max_steps": 4}
+    assert main(training(settings)) == 0
+    weights = load_file(settings["output_dir"] / "checkpoint-4/model.safetensors")
+    (settings["output_dir"] / "simcse_run.json").unlink()
+    assert main(training(settings, "--resume_from_checkpoint", "auto")) == 0
+    record = json.loads((settings["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
+    assert record["steps"] == 4
+    assert [path.name for path in checkpoints_of(settings["output_dir"])][0] == "checkpoint-4"
+    assert all(torch.equal(weights[name], tensor) for name, tensor in weights.items())
+
+
+def test_patience_is_counted_on_and_a_run_it_ended_stays_ended(settings) -> None:
+    """A learning rate of 0 changes no score: the second evaluation is the first without a better one."""
+    settings |= {"learning_rate": 0.0, "early_stopping_patience": 4}
+    assert main(training(settings)) == 0
+    whole = settings["output_dir"]
+    assert [path.name for path in checkpoints_of(whole)][0] == "checkpoint-5"
+    for kept in (3, 5):
+        remove_after(kept, whole)
+        (whole / "simcse_run.json").unlink()
+        assert main(training(settings, "--resume_from_checkpoint", "auto")) == 0
+        assert [path.name for path in checkpoints_of(whole)][0] == "checkpoint-5"
+        assert json.loads((whole / "simcse_run.json").read_text(encoding="utf-8"))["steps"] == 5
+
+
+def test_the_best_checkpoint_is_never_removed(settings, monkeypatch) -> None:
+    """The first evaluation is the best, and later checkpoints are more than may be kept."""
+    scores = iter([0.9, *[0.1 + step / 100 for step in range(STEPS)]])
+    monkeypatch.setattr(
+        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
+    )
+    assert main(training(settings | {"save_total_limit": 1, "load_best_model_at_end": True})) == 0
+    assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-1"]
+    record = json.loads((settings["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
+    assert record["best"] == {"step": 1, "cosine_spearman": 0.9}
+
+
+def test_a_run_whose_folder_moved_keeps_its_best_checkpoint(settings, tmp_path, monkeypatch) -> None:
+    """The state names the old place, where nothing is; unprotected, the next checkpoint would push it out."""
+    scores = iter([0.9, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(
+        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
+    )
+    settings |= {"save_total_limit": 2, "load_best_model_at_end": True, "max_steps": 2}
+    assert main(training(settings)) == 0
+    moved = tmp_path / "moved"
+    settings["output_dir"].rename(moved)
+    (moved / "simcse_run.json").unlink()
+    assert main(training(settings | {"output_dir": moved, "max_steps": 4}, "--resume_from_checkpoint", "auto")) == 0
+    assert [path.name for path in checkpoints_of(moved)] == ["checkpoint-4", "checkpoint-1"]
+    assert json.loads((moved / "simcse_run.json").read_text(encoding="utf-8"))["best"]["step"] == 1
+
+
+# --- signals ---
+
+
+def at_call(call: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something while the loss of a batch is computed."""
+    true_loss, calls = simcse_hf.batch_losses.simcse_loss, []
+
+    def loss(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            action()
+        return true_loss(*args, **kwargs)
+
+    monkeypatch.setattr(simcse_hf.batch_losses, "simcse_loss", loss)
+
+
+def ask(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_saves_after_the_step_and_the_resumed_run_ends_as_the_whole_one(
+    name, code, strategy, settings, refused, monkeypatch, tmp_path
+) -> None:
+    settings |= {"save_strategy": strategy, "save_steps": 3, "load_best_model_at_end": False, "write_release": True}
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    at_call(8, ask(getattr(signal, name)), monkeypatch)  # within step 4, which ends with the eighth batch
+    message = refused(training(settings), code=code)
+    says(message, f"stopped by {name} after step 4", "checkpoint-4", "--resume_from_checkpoint auto")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    saved = ["checkpoint-4"] if strategy == "no" else ["checkpoint-4", "checkpoint-3"]
+    assert [path.name for path in checkpoints_of(settings["output_dir"])] == saved
+    assert damage_of(settings["output_dir"] / "checkpoint-4") is None
+    monkeypatch.undo()
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(training(settings, "--resume_from_checkpoint", "auto")) == 0
+    assert main(training(settings | {"output_dir": tmp_path / "whole"})) == 0
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (settings["output_dir"], tmp_path / "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_a_signal_saves_also_where_only_the_best_is_saved(settings, refused, monkeypatch) -> None:
+    """A learning rate of 0: after the first evaluation none is a new best."""
+    settings |= {"save_strategy": "best", "learning_rate": 0.0}
+    at_call(8, ask(signal.SIGTERM), monkeypatch)
+    says(refused(training(settings), code=143), "stopped by SIGTERM after step 4")
+    assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-4", "checkpoint-1"]
+
+
+def test_a_second_signal_is_not_waited_for(settings, refused, monkeypatch) -> None:
+    def ask_twice() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second came through")
+
+    at_call(4, ask_twice, monkeypatch)
+    says(refused(training(settings), code=130), "interrupted", "--resume_from_checkpoint auto")
+    assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-1"]
+
+
+def test_a_signal_after_the_last_step_is_passed_on(monkeypatch) -> None:
+    with pytest.raises(KeyboardInterrupt), StopWhenAsked():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sigterm_while_data_are_prepared_removes_what_is_half_written(settings, refused, monkeypatch, tmp_path) -> None:
+    """There is no step to finish."""
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("simcse_hf.training_corpus.write_rows", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    says(refused(training(settings), code=143), "interrupted")
+    assert list(tmp_path.rglob("*partial*")) == []
+
+
+def test_a_forked_worker_can_still_be_terminated() -> None:
+    """It inherits the handler, and the data loader ends workers by SIGTERM."""
+    with StopWhenAsked():
+        worker = os.fork()
+        if worker == 0:
+            os.kill(os.getpid(), signal.SIGINT)  # of a terminal, to all: not the worker's to act on
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(worker, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+
+
+def agree(index: int, processes: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=index, world_size=processes)
+    try:
+        arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
+        callback, saved_at = StopWhenAsked(), None
+        with pytest.raises(TrainingInterrupted) as interrupted, callback:
+            for step in range(1, 5):
+                if (index, step) == (1, 3):
+                    os.kill(os.getpid(), signal.SIGINT)
+                control = TrainerControl()
+                callback.on_step_end(arguments, TrainerState(global_step=step), control)
+                if control.should_save:
+                    saved_at = step
+                    callback.on_save(arguments, TrainerState(global_step=step), control)
+        assert saved_at == 3
+        Path(folder, str(index)).write_text(str(interrupted.value.exit_code), encoding="utf-8")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_stop_at_the_same_step_though_one_was_asked(tmp_path) -> None:
+    spawn(agree, 2, str(tmp_path))
+    assert [(tmp_path / str(index)).read_text(encoding="utf-8") for index in (0, 1)] == ["143", "130"]
+
+
+def test_ctrl_c_reaches_workers_of_the_data_loader_too_and_the_checkpoint_is_saved(settings, tmp_path) -> None:
+    """A terminal sends SIGINT to every process in front; a worker that died of it would break the step."""
+    (tmp_path / "train.tsv").write_text(TRIPLETS, encoding="utf-8")
+    log = tmp_path / "log"
+    settings |= {"max_steps": 100_000, "eval_steps": 1000, "save_steps": 1000, "dataloader_num_workers": 2}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "run_simcse.py"), *training(settings)[1:]],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "'loss'" not in log.read_text(encoding="utf-8"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130, log.read_text(encoding="utf-8")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    last = log.read_text(encoding="utf-8").splitlines()[-1]
+    says(last, "error: stopped by SIGINT after step", "--resume_from_checkpoint auto")
+    (saved,) = checkpoints_of(settings["output_dir"])
+    assert damage_of(saved) is None and saved.name in last
+
+
+def test_sigterm_is_an_exception_only_within_a_command() -> None:
+    assert issubclass(Terminated, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
