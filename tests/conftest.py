@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from simcse_hf.tokenization import load_tokenizer
 from simcse_hf.train import TrainingRun, train
 
 transformers_logging.disable_progress_bar()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where the tests run in the background
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
 REPOSITORY = Path(__file__).parent.parent

@@ -70,6 +70,29 @@ def encode(encoder, corpus, tmp_path) -> Callable[..., Encoded]:
     return run
 
 
+def test_a_model_that_normalises_does_so_here_too(encode, encoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(encoder, "normalize", True)
+    encode()
+    lengths = np.linalg.norm(np.asarray(open_vectors(tmp_path / "v")), axis=1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
+
+
+def test_blocks_of_another_size_are_another_encoding(encode, encoder, tmp_path, monkeypatch) -> None:
+    """Batches would be composed otherwise, and vectors differ in their last bits."""
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        stop_after(encoder, patch, 4, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        encode()
+    monkeypatch.setattr("simcse_hf.bulk_encoding.ROWS_AT_ONCE", 7)
+    with pytest.raises(ConfigError, match="rows_at_once"):
+        encode()
+
+
+def test_a_single_file_of_vectors_has_rows_of_a_single_corpus_file(encoder, corpus, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="2 files are to be encoded.*Name a folder as --output"):
+        encode_to_file(encoder, [f"{corpus}/*"], tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.endswith(".lock")}
 

@@ -107,9 +107,13 @@ def test_settings_that_changed_before_a_resumption_are_named(good, caplog) -> No
     assert "output_dir" not in caplog.text.partition("not as it was")[2].splitlines()[0]
 
 
-def test_a_data_file_that_changes_while_it_is_read_is_refused_and_not_cached(good, refused, monkeypatch) -> None:
+def test_a_data_file_that_changes_while_it_is_read_is_refused_and_not_cached(
+    good, refused, monkeypatch, tmp_path
+) -> None:
     import simcse_hf.training_corpus as reader
 
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(cache))
     write_rows = reader.write_rows
 
     def write_while_another_writes(*args, **kwargs):
@@ -120,9 +124,7 @@ def test_a_data_file_that_changes_while_it_is_read_is_refused_and_not_cached(goo
 
     monkeypatch.setattr(reader, "write_rows", write_while_another_writes)
     says(refused(training(good)), str(good["train_file"]), "was changed while it was read", "Start again")
-    monkeypatch.undo()
-    cache = Path(os.environ["SIMCSE_CACHE_DIR"])
-    assert not cache.exists() or list(cache.glob("corpus-*")) == []
+    assert cache.is_dir() and list(cache.glob("corpus-*")) == []
 
 
 def test_a_data_file_that_changes_while_the_run_trains_changes_nothing(good, monkeypatch, tmp_path) -> None:

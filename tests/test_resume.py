@@ -203,7 +203,18 @@ def test_a_second_signal_is_not_waited_for(settings, refused, monkeypatch) -> No
     assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-1"]
 
 
-def test_a_signal_after_the_last_step_is_passed_on(monkeypatch) -> None:
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """As in a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopWhenAsked():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN != signal.getsignal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_after_the_last_step_is_passed_on() -> None:
     with pytest.raises(KeyboardInterrupt), StopWhenAsked():
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +337,19 @@ def test_shards_are_shared_out_and_the_last_one_completes_the_manifest(processes
                 output.write(shard, blocks(*output.span(shard)))
     assert sorted(seen) == [0, 1, 2, 3]
     assert np.array_equal(open_vectors(folder, verify=True), VECTORS)
+
+
+def test_processes_that_record_shards_at_the_same_moment_lose_none(tmp_path: Path) -> None:
+    """Threads stand for processes: each has a lock of its own on the manifest."""
+    made_from = origin()
+    made_from["options"]["shard_rows"] = 1
+
+    def make(process: int) -> None:
+        with vector_folder(tmp_path / "v", process, 4) as output:
+            output.begin(made_from, lambda: [40], 4)
+            for shard in output.missing():
+                output.write(shard, [(["글"], np.full((1, 4), shard, dtype=np.float32))])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, range(4)))
+    np.testing.assert_array_equal(np.asarray(open_vectors(tmp_path / "v", verify=True))[:, 0], np.arange(40))

@@ -59,7 +59,9 @@ class StopWhenAsked(TrainerCallback):
         self._asked, self._stopping = None, False
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            # A process in the background is born with SIGINT ignored, and so it stays.
+            wanted = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._remember) for number in wanted}
         return self
 
     def __exit__(self, *exception) -> None:
