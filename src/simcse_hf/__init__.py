@@ -20,7 +20,7 @@ from .sts_tasks import load_sts
 from .train import train as train_simcse
 from .trainer import SimCSETrainer
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "DataArguments",
