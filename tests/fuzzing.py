@@ -48,6 +48,8 @@ from simcse_hf.teacher import _open_vectors as open_vectors
 from simcse_hf.text import normalize_text
 from simcse_hf.tokenization import load_tokenizer
 from simcse_hf.training_corpus import Reading, views_of_files
+from simcse_hf.vector_shards import open_vectors as open_vector_folder
+from simcse_hf.vector_shards import vector_folder
 
 GROUPS = (ModelArguments, DataArguments, SimCSETrainingArguments)
 LONGEST_MESSAGE = 3_000
@@ -424,6 +426,48 @@ def reads_manifest(data: bytes) -> bool:
         return record == {"made": True}
 
 
+VECTOR_FOLDER = {
+    "model": {"name": "모델"},
+    "options": {"format": "npy", "output_dtype": "float32", "shard_rows": 2, "with_text": False, "normalize": False},
+    "data": [{"path": "말뭉치.txt", "sha256": "0"}],
+}
+
+
+@cache
+def vector_folder_files() -> dict[str, bytes]:
+    """A finished folder of three vectors."""
+    with tempfile.TemporaryDirectory() as temporary:
+        with vector_folder(Path(temporary)) as output:
+            output.begin(VECTOR_FOLDER, lambda: [3], 3)
+            for shard in output.missing():
+                start, stop = output.span(shard)
+                output.write(
+                    shard, [(["글"] * (stop - start), np.eye(3, dtype=np.float32)[start:stop])], batch_tokens=9
+                )
+        return {path.name: path.read_bytes() for path in Path(temporary).iterdir() if path.name[0] != "."}
+
+
+def reads_vector_manifest(data: bytes) -> bool:
+    """A folder of vectors whose manifest is anything: nothing outside it is read, and it is filled or refused."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "vectors"
+        for name, content in (vector_folder_files() | {"manifest.json": data}).items():
+            write(folder, name, content)
+        write(folder.parent, "x", vector_folder_files()["vectors-00000.npy"])
+        vectors = attempt(open_vector_folder, folder, verify=True, names=[str(folder)])
+        if not refused(vectors):
+            taken = attempt(np.asarray, vectors, names=[str(folder)])
+            assert refused(taken) or np.array_equal(taken, np.eye(3)[: len(vectors)])
+        attempt(_goes_on, folder, names=[str(folder)])
+        return not refused(vectors)
+
+
+def _goes_on(folder: Path) -> None:
+    with vector_folder(folder) as output:
+        output.begin(VECTOR_FOLDER, lambda: [3], 3)
+        output.missing()
+
+
 def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
@@ -452,6 +496,7 @@ def binary_seeds() -> dict[str, list[bytes]]:
             b"PK\x03\x04" + bytes(40),
         ],
         "manifest": [b'{"key": {}, "record": {}, "files": {"file": {"bytes": 7, "sha256_of_ends": "0"}}}'],
+        "vector_manifest": [vector_folder_files()["manifest.json"]],
     }
 
 
@@ -529,6 +574,7 @@ TARGETS: dict[str, tuple[Target, Callable[[], Sequence[bytes]]]] = {
     "sentencepiece": (reads_sentencepiece, lambda: binary_seeds()["sentencepiece"]),
     "vectors": (reads_vectors, lambda: binary_seeds()["vectors"]),
     "manifest": (reads_manifest, lambda: binary_seeds()["manifest"]),
+    "vector_manifest": (reads_vector_manifest, lambda: binary_seeds()["vector_manifest"]),
 }
 
 # Pieces that change what a file means: put in at any place.

@@ -118,7 +118,7 @@ def test_the_vectors_are_those_of_the_encoder_row_by_row(encode, encoder, tmp_pa
     assert [Path(entry["path"]).name for entry in manifest["data"]] == ["a.txt", "b.txt.gz"]
     assert [entry["sha256"] for entry in manifest["data"]] == [sha256_of(Path(e["path"])) for e in manifest["data"]]
     assert manifest["model"]["name"] == "tiny" and manifest["model"]["max_seq_length"] == 24
-    assert manifest["options"]["batch_tokens"] == 16_384 and manifest["versions"]["torch"]
+    assert {shard["batch_tokens"] for shard in manifest["shards"]} == {16_384} and manifest["versions"]["torch"]
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("arrow", "float16"), ("parquet", "float32")])
@@ -240,7 +240,7 @@ def test_other_data_models_and_options_are_refused_and_leave_the_folder(
         return SentenceEncoder.from_pretrained(str(folder), **settings)
 
     says(refused(options=ShardOptions(shard_rows=10)), "shard_rows 12 (now 10)")
-    says(refused(normalize=True, batch_tokens=99), "normalize false (now true)", "batch_tokens 16384 (now 99)")
+    says(refused(normalize=True, batch_tokens=99), "was begun with normalize false (now true). Name")
     other = load(backbone_dir(initializer_range=0.1), max_seq_length=20, prompt="질문: ")
     says(refused(by=other), "another weights of the model", "max_seq_length 24 (now 20)", 'prompt "" (now "질문: ")')
     same_weights = Path(shutil.copytree(backbone_dir(), tmp_path / "model"))
@@ -256,6 +256,26 @@ def test_other_data_models_and_options_are_refused_and_leave_the_folder(
     says(refused(), "other data", "a.txt is not the same file")
     (corpus / "c.txt").write_text("하나 더\n", encoding="utf-8")
     says(refused(), "2 data files (now 3)")
+
+
+def test_a_run_goes_on_with_smaller_batches_and_says_what_that_means(
+    encode, encoder, tmp_path, monkeypatch, caplog
+) -> None:
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        stop_after(encoder, patch, 7, out_of_memory)
+        encode()
+    assert encode(batch_tokens=99).outcome == "written"
+    warning = "shards made with batch_tokens 16384, and goes on with 99: vectors may differ in their last bits"
+    assert len(caplog.messages) == 1 and warning in caplog.text
+    vectors = open_vectors(tmp_path / "v", verify=True)
+    assert [shard["batch_tokens"] for shard in vectors.manifest["shards"]] == [16_384] * 2 + [99] * 3
+    np.testing.assert_allclose(np.asarray(vectors), encoder.encode(TEXTS), atol=2e-6)
+    before = content(tmp_path / "v")
+    assert encode(batch_tokens=50).outcome == "finished before, nothing to do"
+    assert content(tmp_path / "v") == before and len(caplog.messages) == 1
 
 
 def test_a_corpus_that_changes_meanwhile_stops_the_run(encode, encoder, corpus, monkeypatch) -> None:
@@ -418,6 +438,41 @@ def test_search_over_a_folder_finds_what_search_finds(encode, encoder, corpus, b
         search_folder(other, queries, vectors, [f"{corpus}/*"])
 
 
+def test_queries_may_have_another_prompt_and_length_than_the_corpus(encode, encoder, backbone_dir, tmp_path) -> None:
+    encode()
+    settings = {"pooler_type": "avg", "max_seq_length": 20, "prompt": "질문: ", "device": "cpu"}
+    asking = SentenceEncoder.from_pretrained(str(backbone_dir()), **settings)
+    ((best, *_),) = search_folder(asking, ["비가 와요."], open_vectors(tmp_path / "v"), top_k=3)
+    cosines = encoder.encode(TEXTS, normalize=True) @ asking.encode(["비가 와요."], normalize=True)[0]
+    assert best.score == pytest.approx(cosines.max(), abs=1e-5) and best.sentence == TEXTS[best.index]
+    assert cosines[best.index] == pytest.approx(cosines.max(), abs=1e-6)
+
+
+def test_the_files_of_a_folder_are_known_by_their_content(encode, encoder, corpus, tmp_path) -> None:
+    encode()
+    vectors, asking = open_vectors(tmp_path / "v"), [TEXTS[40]]
+    (expected,) = search_folder(encoder, asking, vectors, [f"{corpus}/*"])
+    assert expected[0].index == 40 and expected[0].sentence == TEXTS[40]
+    assert search_folder(encoder, asking, vectors) == [expected], "where they lay"
+    (corpus / "a.txt").rename(corpus / "z.txt")
+    assert search_folder(encoder, asking, vectors, [f"{corpus}/*"]) == [expected], "in another order"
+    with pytest.raises(DataError, match=r"a\.txt, which .*v was made from, is not there .*Say with --corpus where"):
+        search_folder(encoder, asking, vectors)
+    (corpus / "more.txt").write_text("하나\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"other files \(2, among them .*Name all of those and no others"):
+        search_folder(encoder, asking, vectors, [f"{corpus}/*"])
+    (corpus / "a.txt").write_text("하나\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"holds the vectors of other files \(2, among them .*a\.txt"):
+        search_folder(encoder, asking, vectors)
+
+
+def test_a_file_named_like_a_glob_is_found_again(encoder, tmp_path) -> None:
+    (tmp_path / "corpus[1].txt").write_text("".join(f"{text}\n" for text in TEXTS[:9]), encoding="utf-8")
+    encode_to_folder(encoder, [str(tmp_path / "corpus[[]1].txt")], tmp_path / "v", OPTIONS)
+    ((best, *_),) = search_folder(encoder, [TEXTS[4]], open_vectors(tmp_path / "v"))
+    assert (best.index, best.sentence) == (4, TEXTS[4])
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -453,6 +508,28 @@ def test_the_command_writes_goes_on_after_a_signal_and_says_what_it_did(
     assert capsys.readouterr().out == f"finished before, nothing to do: {tmp_path / 'c'}, 50 x 32 float32 in 5 shards\n"
     mine, whole = content(tmp_path / "c"), content(tmp_path / "whole")
     assert {name for name in mine if mine[name] != whole[name]} == {"manifest.json"}, "only the model's name differs"
+
+
+def test_an_interrupted_single_file_leaves_nothing_and_says_so(command, encoder, tmp_path, capsys, monkeypatch) -> None:
+    to_file = [part for part in command[:-1] if part not in ("--shard_rows", "12") and not part.endswith("b*")]
+    with monkeypatch.context() as patch:
+        stop_after(encoder, patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert main([*to_file[:-1], f"--output={tmp_path / 'v.npy'}"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing half-written was left.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_search_takes_the_folder_with_its_files_or_without(command, corpus, tmp_path, capsys, refused) -> None:
+    assert main(command) == 0
+    searching = ["search", TEXTS[40], *command[3:9], "--top_k", "4", "--json"]
+    folder, found = ["--vectors", str(tmp_path / "c")], []
+    for more in ([], ["--corpus", str(corpus / "b.txt.gz"), "--corpus", str(corpus / "a.txt")]):
+        capsys.readouterr()
+        assert main([*searching, *folder, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] and found[0][0]["results"][0]["line"] == 41
+    says(refused(searching), "--corpus FILE is missing, or --vectors DIR")
+    says(refused([*searching, *more]), "2 files are given as --corpus; without --vectors it is one")
 
 
 def test_search_takes_the_folder_with_its_file(command, tmp_path, capsys) -> None:

@@ -19,6 +19,7 @@ from simcse_hf.checkpoints import (
     damage_of,
     facts_of,
     find_best_again,
+    keep_only,
     last_whole_checkpoint,
     seal,
 )
@@ -31,6 +32,8 @@ def checkpoint(run_dir: Path, step: int, facts: dict | None = None) -> Path:
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (folder / "shards" / "0.distcp").write_bytes(b"shard")
+    for name in ("scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(b"state")
     seal(folder, facts or {})
     return folder
 
@@ -189,11 +192,53 @@ def test_other_data_is_refused_with_both_cures(sources, words, tmp_path) -> None
 
 
 def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:
-    before = {"model": {"temperature": 0.05, "dims": (1, 2)}, "training": {"seed": 1, "output_dir": "a"}}
-    folder = checkpoint(tmp_path, 1, {"arguments": json.loads(json.dumps(before))})
+    arguments = {"model": {"temperature": 0.05, "dims": (1, 2)}, "training": {"learning_rate": 1.0, "output_dir": "a"}}
+    before = {"arguments": arguments, "world_size": 2, "mixed_precision": "no"}
+    folder = checkpoint(tmp_path, 1, json.loads(json.dumps(before)))
     assert changed_settings(folder, before) == []
-    now = {"model": {"temperature": 0.1, "dims": (1, 2)}, "training": {"seed": 2, "output_dir": "b"}}
-    assert changed_settings(folder, now) == ["temperature: 0.05 -> 0.1", "seed: 1 -> 2"]
+    now = {"model": {"temperature": 0.1, "dims": (1, 2)}, "training": {"learning_rate": 2.0, "output_dir": "b"}}
+    assert changed_settings(folder, before | {"arguments": now, "world_size": 1}) == [
+        "world_size: 2 -> 1",
+        "temperature: 0.05 -> 0.1",
+        "learning_rate: 1.0 -> 2.0, but the checkpoint's goes on",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [(None, [9, 8, 7, 2]), (0, [9, 8, 7, 2]), (3, [9, 8, 2]), (2, [9, 2]), (1, [9, 2])],
+)
+def test_the_last_and_the_best_are_kept_whatever_the_limit(limit, left, tmp_path) -> None:
+    for step in (2, 7, 8, 9):
+        checkpoint(tmp_path, step)
+    keep_only(tmp_path, limit, str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in left]
+    assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch) -> None:
+    """Killed in the middle of it."""
+    for step in (1, 2):
+        checkpoint(tmp_path, step)
+
+    def half(folder: Path, **_) -> None:
+        if folder.exists():
+            (folder / SEAL).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        keep_only(tmp_path, 1, None)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth"])
+def test_without_checksums_it_must_have_what_a_run_goes_on_from(name, tmp_path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    (folder / SEAL).unlink()
+    assert damage_of(folder) is None
+    (folder / name).unlink()
+    assert "it has neither" in damage_of(folder)
 
 
 def test_every_file_is_on_the_disk_before_the_seal_is(tmp_path, monkeypatch) -> None:
@@ -205,5 +250,5 @@ def test_every_file_is_on_the_disk_before_the_seal_is(tmp_path, monkeypatch) -> 
 
     monkeypatch.setattr(os, "fsync", remember)
     checkpoint(tmp_path, 1)
-    assert set(synced[:3]) == {"0.distcp", "model.safetensors", "trainer_state.json"}
-    assert synced[3].startswith(f".{SEAL}") and synced[4] == "checkpoint-1"
+    assert set(synced[:5]) == {"0.distcp", "model.safetensors", "trainer_state.json", "scheduler.pt", "rng_state.pth"}
+    assert synced[5].startswith(f".{SEAL}") and synced[6:] == ["checkpoint-1", "shards"]

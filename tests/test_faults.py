@@ -17,6 +17,7 @@ import torch
 from conftest import REPOSITORY, TRIPLETS, says, training
 from test_bad_input import assert_nothing_half_written, break_loss_at
 
+from simcse_hf.arguments import SimCSETrainingArguments
 from simcse_hf.checkpoints import checkpoints_of, damage_of
 from simcse_hf.cli import main
 from simcse_hf.errors import TrainingError
@@ -104,7 +105,37 @@ def test_settings_that_changed_before_a_resumption_are_named(good, caplog) -> No
     assert main(training(settings | {"max_steps": 1})) == 0
     assert main(training(settings | {"temperature": 0.1}, "--resume_from_checkpoint", "auto")) == 0
     says(caplog.text, "not as it was when checkpoint-1 was saved: temperature: 0.05 -> 0.1")
-    assert "output_dir" not in caplog.text.partition("not as it was")[2].splitlines()[0]
+    record = json.loads((good["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
+    assert record["resumed"] == {
+        "checkpoint": "checkpoint-1",
+        "changed": ["temperature: 0.05 -> 0.1", "max_steps: 1 -> 2"],
+    }
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(good, refused, backbone_dir) -> None:
+    assert main(training(good)) == 0
+    other = training(good | {"model_name_or_path": backbone_dir("distilbert"), "pooler_type": "avg"})
+    message = refused([*other, "--resume_from_checkpoint", "auto"])
+    says(message, "checkpoint-2 cannot be resumed", "its weights are not those of this model", "another model")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_damage_that_no_checksum_shows_is_one_sentence_too(name, good, refused) -> None:
+    assert main(training(good)) == 0
+    checkpoint = good["output_dir"] / "checkpoint-2"
+    (checkpoint / "checksums.json").unlink()
+    cut(checkpoint / name)
+    message = refused(training(good | {"max_steps": 3}, "--resume_from_checkpoint", str(checkpoint)))
+    assert "checkpoint-2 cannot be resumed" in message or "checkpoint-2 is damaged" in message
+
+
+def test_what_one_process_did_not_write_is_not_sealed(good, refused, monkeypatch) -> None:
+    """Two processes of which one failed: rank 0 must not call what is there a checkpoint."""
+    monkeypatch.setattr(SimCSETrainingArguments, "world_size", 2)
+    monkeypatch.setattr("simcse_hf.trainer.check_training_arguments", lambda *_: None)
+    monkeypatch.setattr("simcse_hf.train.check_training_arguments", lambda *_: None)
+    says(refused(training(good)), "ranks 1 wrote nothing into", "save_on_each_node")
+    assert names(good["output_dir"]) == []
 
 
 def test_a_data_file_that_changes_while_it_is_read_is_refused_and_not_cached(

@@ -18,6 +18,7 @@ from fuzzing import (
     model_folders,
     npy,
     reads_sentencepiece,
+    reads_vector_manifest,
     reads_vectors,
     spoilt,
     write,
@@ -80,6 +81,16 @@ def test_any_vectors_are_read_or_refused(data: bytes) -> None:
     reads_vectors(data)
 
 
+@settings(usual, max_examples=examples(200))
+@given(spoilt(binary_seeds()["vector_manifest"]))
+@example(b"[" * 3000)
+@example(binary_seeds()["vector_manifest"][0].replace(b'"vectors-00000.npy"', b'"../x"'))
+@example(binary_seeds()["vector_manifest"][0].replace(b'"rows": 3', b'"rows": "3"'))
+@example(binary_seeds()["vector_manifest"][0].replace(b'"shard_rows": 2', b'"shard_rows": 0'))
+def test_any_manifest_of_vectors_is_read_or_refused(data: bytes) -> None:
+    reads_vector_manifest(data)
+
+
 RULES = {"Ａ": "A", "①": "1", "㈀": "(ᄀ)", "㉮": "가"}
 
 
@@ -109,6 +120,7 @@ def test_sound_normalisation_rules_are_taken_for_sound() -> None:
 
 
 def test_the_folders_are_loaded_as_they_are() -> None:
+    assert reads_vector_manifest(binary_seeds()["vector_manifest"][0])
     for kind in model_folders():
         assert loads_model(kind, {}, whole=True), kind
 

@@ -164,7 +164,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(
     (spoilt / "checksums.json").unlink(missing_ok=True)
     argv = training(good | {"output_dir": tmp_path / "run", "resume_from_checkpoint": spoilt})
     if is_read:
-        with pytest.raises(ModelError, match="checkpoint-1 cannot be resumed: a file in it holds more than tensors"):
+        with pytest.raises(ModelError, match="checkpoint-1 cannot be resumed: .*holds more than tensors"):
             main([*argv, "--debug"])
     else:
         assert main(argv) == 0
@@ -179,7 +179,7 @@ def test_weights_of_a_checkpoint_that_are_a_pickle_are_not_run(
     (spoilt / "model.safetensors").unlink()
     (spoilt / "checksums.json").unlink(missing_ok=True)
     torch.save(Payload(trace), spoilt / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="checkpoint-1 cannot be resumed"):
+    with pytest.raises(ModelError, match="checkpoint-1 cannot be resumed|no file called model"):
         main([*training(good | {"output_dir": tmp_path / "run", "resume_from_checkpoint": spoilt}), "--debug"])
     assert not trace.exists()
 

@@ -121,9 +121,87 @@ def test_the_best_checkpoint_is_never_removed(settings, monkeypatch) -> None:
         "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
     )
     assert main(training(settings | {"save_total_limit": 1, "load_best_model_at_end": True})) == 0
-    assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-1"]
+    assert [path.name for path in checkpoints_of(settings["output_dir"])] == [f"checkpoint-{STEPS}", "checkpoint-1"]
     record = json.loads((settings["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
-    assert record["best"] == {"step": 1, "cosine_spearman": 0.9}
+    assert record["best"] == {"step": 1, "cosine_spearman": 0.9} and record["selected_on"] == "sample-sts"
+
+
+def test_the_best_is_saved_also_between_the_steps_at_which_is_saved(settings, monkeypatch, tmp_path) -> None:
+    """Else its score would be recorded, and another checkpoint released; and a resumed run would choose another."""
+    scores = [0.1, 0.5, 0.9, 0.2, 0.3, 0.25]
+    settings |= {"save_steps": 2, "max_steps": 6, "load_best_model_at_end": True}
+    left = iter(scores)
+    monkeypatch.setattr(
+        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(left), "alignment": 0.0}
+    )
+    assert main(training(settings)) == 0
+    whole = settings["output_dir"]
+    names = [path.name for path in checkpoints_of(whole)]
+    assert names == [f"checkpoint-{step}" for step in (6, 4, 3, 2, 1)]
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    (again / "simcse_run.json").unlink()
+    remove_after(4, again)
+    left = iter(scores[4:])
+    assert main(training(settings | {"output_dir": again}, "--resume_from_checkpoint", "auto")) == 0
+    for folder in (whole, again):
+        record = json.loads((folder / "simcse_run.json").read_text(encoding="utf-8"))
+        assert record["best"] == {"step": 3, "cosine_spearman": 0.9}
+
+
+def test_without_a_choice_the_best_score_stands_though_it_was_not_saved(
+    settings, monkeypatch, tmp_path, caplog
+) -> None:
+    """Patience counts from it."""
+    scores = [0.9, 0.1, 0.2, 0.3, 0.25, 0.2]
+    settings |= {"save_steps": 2, "max_steps": 6, "load_best_model_at_end": False}
+    left = iter(scores)
+    monkeypatch.setattr(
+        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(left), "alignment": 0.0}
+    )
+    assert main(training(settings)) == 0
+    whole, again = settings["output_dir"], tmp_path / "again"
+    shutil.copytree(whole, again)
+    (again / "simcse_run.json").unlink()
+    remove_after(2, again)
+    left = iter(scores[2:])
+    assert main(training(settings | {"output_dir": again}, "--resume_from_checkpoint", "auto")) == 0
+    for folder in (whole, again):
+        record = json.loads((folder / "simcse_run.json").read_text(encoding="utf-8"))
+        assert record["best"] == {"step": 1, "cosine_spearman": 0.9} and record["selected_on"] is None
+    assert "is lost" not in caplog.text
+
+
+def test_a_run_stopped_at_the_end_of_an_epoch_is_evaluated_there(settings, refused, monkeypatch, tmp_path) -> None:
+    settings |= {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": False}
+    at_call(6, ask(signal.SIGTERM), monkeypatch)  # in step 3, the last of the first epoch
+    says(refused(training(settings), code=143), "stopped by SIGTERM after step 3")
+    monkeypatch.undo()
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(training(settings, "--resume_from_checkpoint", "auto")) == 0
+    whole = settings | {"output_dir": tmp_path / "whole"}
+    assert main(training(whole)) == 0
+    states = [
+        json.loads((each["output_dir"] / f"checkpoint-{STEPS}/trainer_state.json").read_text())
+        for each in (settings, whole)
+    ]
+    scores = [
+        [(entry["step"], entry["eval_cosine_spearman"]) for entry in state["log_history"] if "eval_alignment" in entry]
+        for state in states
+    ]
+    assert scores[0] == scores[1] and [step for step, _ in scores[0]] == [3, 6, 9]
+    weights = [each["output_dir"] / f"checkpoint-{STEPS}/model.safetensors" for each in (settings, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_an_evaluation_at_the_start_is_not_repeated_by_a_resumed_run(settings) -> None:
+    """It would count against patience."""
+    settings |= {"eval_on_start": True, "max_steps": 2}
+    assert main(training(settings)) == 0
+    (settings["output_dir"] / "simcse_run.json").unlink()
+    assert main(training(settings | {"max_steps": 3}, "--resume_from_checkpoint", "auto")) == 0
+    record = json.loads((settings["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
+    assert [entry["step"] for entry in record["log_history"] if "eval_alignment" in entry] == [0, 1, 2, 3]
 
 
 def test_a_run_whose_folder_moved_keeps_its_best_checkpoint(settings, tmp_path, monkeypatch) -> None:
@@ -192,7 +270,20 @@ def test_a_signal_saves_also_where_only_the_best_is_saved(settings, refused, mon
     assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-4", "checkpoint-1"]
 
 
-def test_a_second_signal_is_not_waited_for(settings, refused, monkeypatch) -> None:
+def test_the_same_request_may_come_twice(settings, refused, monkeypatch) -> None:
+    """A scheduler signals every process of a job, and the launcher passes its own signal on."""
+
+    def ask_thrice() -> None:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    at_call(4, ask_thrice, monkeypatch)
+    says(refused(training(settings), code=143), "stopped by SIGTERM after step 2", "checkpoint-2")
+
+
+def test_a_second_request_is_not_waited_for(settings, refused, monkeypatch) -> None:
+    monkeypatch.setattr("simcse_hf.interruption._ONE_REQUEST", 0.0)
+
     def ask_twice() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -227,13 +318,15 @@ def test_sigterm_while_data_are_prepared_removes_what_is_half_written(settings, 
     assert list(tmp_path.rglob("*partial*")) == []
 
 
-def test_a_forked_worker_can_still_be_terminated() -> None:
+def test_a_forked_worker_can_still_be_terminated(monkeypatch) -> None:
     """It inherits the handler, and the data loader ends workers by SIGTERM."""
+    monkeypatch.setattr("simcse_hf.interruption._ONE_REQUEST", 0.0)
     with StopWhenAsked():
         worker = os.fork()
         if worker == 0:
             os.kill(os.getpid(), signal.SIGINT)  # of a terminal, to all: not the worker's to act on
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, to all
+            os.kill(os.getpid(), signal.SIGTERM)  # of the data loader
             os._exit(0)
         _, status = os.waitpid(worker, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
@@ -265,8 +358,11 @@ def test_processes_stop_at_the_same_step_though_one_was_asked(tmp_path) -> None:
     assert [(tmp_path / str(index)).read_text(encoding="utf-8") for index in (0, 1)] == ["143", "130"]
 
 
-def test_ctrl_c_reaches_workers_of_the_data_loader_too_and_the_checkpoint_is_saved(settings, tmp_path) -> None:
-    """A terminal sends SIGINT to every process in front; a worker that died of it would break the step."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_reaches_workers_too_and_the_checkpoint_is_saved(
+    number, code, settings, tmp_path
+) -> None:
+    """Terminals and schedulers signal every process; a worker that died of it would break the step."""
     (tmp_path / "train.tsv").write_text(TRIPLETS, encoding="utf-8")
     log = tmp_path / "log"
     settings |= {"max_steps": 100_000, "eval_steps": 1000, "save_steps": 1000, "dataloader_num_workers": 2}
@@ -283,13 +379,13 @@ def test_ctrl_c_reaches_workers_of_the_data_loader_too_and_the_checkpoint_is_sav
         while "'loss'" not in log.read_text(encoding="utf-8"):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130, log.read_text(encoding="utf-8")
+        os.killpg(process.pid, number)
+        assert process.wait(60) == code, log.read_text(encoding="utf-8")
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     last = log.read_text(encoding="utf-8").splitlines()[-1]
-    says(last, "error: stopped by SIGINT after step", "--resume_from_checkpoint auto")
+    says(last, f"error: stopped by {number.name} after step", "--resume_from_checkpoint auto")
     (saved,) = checkpoints_of(settings["output_dir"])
     assert damage_of(saved) is None and saved.name in last
 

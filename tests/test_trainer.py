@@ -344,6 +344,10 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
         ({"train_sampling_strategy": "batch_rebalance"}, 48, "batches of the processes unequal"),
         ({"accelerator_config": {"dispatch_batches": True}}, 48, "would cut a packed batch between processes"),
         ({"accelerator_config": {"split_batches": True}}, 48, "would cut a packed batch between processes"),
+        ({"auto_find_batch_size": True}, 48, "would halve the batch, and so the negatives"),
+        ({"save_only_model": True}, 48, "save_only_model would make resumed runs end in other weights"),
+        ({"ignore_data_skip": True}, 48, "ignore_data_skip would make resumed runs end in other weights"),
+        ({"enable_jit_checkpoint": True}, 48, "saves in the middle of a step"),
         ({"push_to_hub": True}, 48, "would upload checkpoints, optimiser included"),
         (
             {"early_stopping_patience": 3, "eval_strategy": "no", "load_best_model_at_end": False},

@@ -231,10 +231,89 @@ def test_what_is_not_a_finished_folder_is_not_opened(tmp_path: Path) -> None:
         open_vectors(tmp_path)
     with pytest.raises(DataError, match="is not finished: 2 of 4 shards are there. Run the encode command again"):
         open_vectors(fill(tmp_path / "v", origin(), shards=2))
-    for content in ("{", "[]", '{"version": 2, "shards": []}', '{"version": 1}'):
-        (tmp_path / "v/manifest.json").write_text(content)
-        with pytest.raises(ConfigError, match=r"manifest\.json is damaged, or not a manifest of vectors"):
-            open_vectors(tmp_path / "v")
+
+
+DELETED = object()
+# Place in the manifest, what is put there, and what is said of it.
+SPOILT = [
+    (("version",), 2, "its version is 2, and this program reads 1"),
+    (("version",), True, "version is true"),
+    (("complete",), DELETED, "complete is missing"),
+    (("complete",), 1, "complete is 1"),
+    (("complete",), False, "it names 4 of 4 shards, and complete is false"),
+    (("rows",), "23", 'rows is "23"'),
+    (("rows",), True, "rows is true"),
+    (("rows",), 24, "it says 24 rows, and its data have 23"),
+    (("rows",), 1 << 49, "rows is 5"),
+    (("dimension",), 0, "dimension is 0"),
+    (("model",), [], r"model is \[\]"),
+    (("model", "name"), DELETED, r"model\.name is missing"),
+    (("options",), DELETED, "options is missing"),
+    (("options", "shard_rows"), 0, r"options\.shard_rows is 0"),
+    (("options", "with_text"), None, r"options\.with_text is null"),
+    (("options", "format"), "pickle", r'options\.format is "pickle", not one of npy, arrow, parquet'),
+    (("options", "output_dtype"), [], r"options\.output_dtype is \[\]"),
+    (("options", "more"), [[[[[[[[1]]]]]]]], "brackets are nested too deeply"),
+    (("data",), {}, r"data is \{\}"),
+    (("data", 0), "a.txt", r"data\[0\] is no object"),
+    (("data", 0, "path"), 1, r"data\[0\]\.path is 1"),
+    (("data", 0, "sha256"), DELETED, r"data\[0\]\.sha256 is missing"),
+    (("data", 0, "rows"), -23, r"data\[0\]\.rows is -23"),
+    (("shards",), [], "it names 0 of 4 shards, and complete is true"),
+    (("shards", 1), 1, r"shards\[1\] is no object"),
+    (
+        ("shards", 1, "file"),
+        "../secret.npy",
+        r'shards\[1\]\.file is "\.\./secret\.npy" instead of "vectors-00001\.npy"',
+    ),
+    (("shards", 1, "rows"), 8, r"shards\[1\]\.rows is 8 instead of 7"),
+    (("shards", 3, "rows"), 7, r"shards\[3\]\.rows is 7 instead of 2"),
+    (("shards", 1, "first_row"), 0, r"shards\[1\] begins at row 0, where no further shard begins"),
+    (("shards", 1, "first_row"), 8, r"shards\[1\] begins at row 8, where"),
+    (("shards", 3, "first_row"), 28, r"shards\[3\] begins at row 28, where"),
+    (("shards", 1, "bytes"), 1.5, r"shards\[1\]\.bytes is 1\.5"),
+    (("shards", 1, "sha256"), None, r"shards\[1\]\.sha256 is null"),
+    (("shards", 1, "batch_tokens"), "1", r'shards\[1\]\.batch_tokens is "1"'),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "fault"), SPOILT, ids=[f"{place}-{value}" for place, value, _ in SPOILT])
+def test_a_manifest_that_was_tampered_with_is_refused_by_readers_and_writers(
+    place: tuple, value: object, fault: str, tmp_path: Path
+) -> None:
+    folder = fill(tmp_path / "v", origin())
+    np.save(tmp_path / "secret.npy", VECTORS[:7])
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    holder = manifest
+    for name in place[:-1]:
+        holder = holder[name]
+    if value is DELETED:
+        del holder[place[-1]]
+    else:
+        holder[place[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for use in (lambda: open_vectors(folder), lambda: fill(folder, origin())):
+        with pytest.raises(
+            ConfigError, match=rf"manifest\.json is damaged, or not a manifest of vectors: {fault}"
+        ) as error:
+            use()
+        assert "Name another --output, or remove the folder" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"{", "line 1 is not JSON"),
+        (b"[]", "it is no object"),
+        (b"\xff", "it is not UTF-8"),
+        (b"[" * 100_000, "brackets are nested too deeply"),
+        (b'{"version": 1, "version": 1}', "the field 'version' occurs twice"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(content: bytes, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"manifest\\.json is damaged, or not a manifest of vectors: .*{fault}"):
+        open_vectors(tmp_path)
 
 
 # --- going on -------------------------------------------------------------------------------------------------------
@@ -261,7 +340,7 @@ def changed(part: str, **changes) -> dict:
     [
         (changed("options", shard_rows=8), r"shard_rows 7 \(now 8\)"),
         (changed("options", format="arrow"), r'format "npy" \(now "arrow"\)'),
-        (changed("options", normalize=True), r"normalize null \(now true\)"),
+        (changed("options", batch_tokens=9, normalize=True), r"normalize null \(now true\)"),
         (changed("model", prompt="질문: "), r'prompt "" \(now "질문: "\)'),
         (changed("model", weights_sha256="1"), "another weights of the model"),
         (origin() | {"data": []}, r"1 data files \(now 0\)"),
@@ -304,6 +383,87 @@ def test_places_that_are_taken_are_refused(tmp_path: Path) -> None:
         output.begin(origin(), lambda: [ROWS], SIZE)
         fill(tmp_path / "v", origin())
     assert fill(tmp_path / "v", origin()), "the lock outlived its run"
+
+
+def test_names_of_files_are_refused_for_folders(tmp_path: Path) -> None:
+    for name, cure in (
+        ("v.parquet", "Write --format parquet --output DIR"),
+        ("v.Arrow", "Write --format arrow --output DIR"),
+        ("v.NPY", r"write \.npy in small letters"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name} would be a folder with the name of a file\. .*{cure}"):
+            fill(tmp_path / name, origin())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "v.parquet").mkdir()
+    assert visible(fill(tmp_path / "v.parquet", origin("parquet")))[0] == "manifest.json", "it is there already"
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_job_of_another_size_is_refused_while_one_process_still_writes(processes: int, tmp_path: Path) -> None:
+    """The first of two processes has ended; the second is half-way through its shard when somebody starts again."""
+    folder = tmp_path / "v"
+    with vector_folder(folder, 0, 2) as output:
+        output.begin(origin(), lambda: [ROWS], SIZE)
+    refusals = []
+
+    def half_way(start: int, stop: int):
+        yield from blocks(start, start + 3)
+        for process in range(processes):
+            with (
+                pytest.raises(ConfigError, match="another run is writing to .*v. Wait until it has ended") as refusal,
+                vector_folder(folder, process, processes),
+            ):
+                pass
+            refusals.append(refusal)
+        yield from blocks(start + 3, stop)
+
+    with vector_folder(folder, 1, 2) as output:
+        output.begin(origin(), pytest.fail, SIZE)
+        output.write(1, half_way(*output.span(1)))
+        with vector_folder(folder, 0, 2) as sibling:  # of the same number: its shards are others
+            sibling.begin(origin(), pytest.fail, SIZE)
+            assert sibling.missing() == [0, 2]
+    assert len(refusals) == processes
+    with vector_folder(folder, 0, processes) as output:
+        output.begin(origin(), pytest.fail, SIZE)
+        assert 1 not in output.missing()
+    fill(folder, origin())
+    assert np.array_equal(open_vectors(folder, verify=True), VECTORS)
+
+
+def test_a_refused_job_keeps_no_lock(tmp_path: Path) -> None:
+    with vector_folder(tmp_path / "v", 1, 2) as output:
+        output.begin(origin(), lambda: [ROWS], SIZE)
+        with pytest.raises(ConfigError, match="another run"), vector_folder(tmp_path / "v"):
+            pass
+        with vector_folder(tmp_path / "v", 0, 2):
+            pass
+
+
+def test_who_made_the_folder_does_not_remove_it_under_others(tmp_path: Path) -> None:
+    """Process 0 is stopped while process 1 counts rows."""
+    folder, first = tmp_path / "v", vector_folder(tmp_path / "v", 0, 2)
+    first.__enter__()
+
+    def count() -> list[int]:
+        with pytest.raises(KeyboardInterrupt):
+            first.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        return [ROWS]
+
+    with vector_folder(folder, 1, 2) as output:
+        output.begin(origin(), count, SIZE)
+        for shard in output.missing():
+            output.write(shard, blocks(*output.span(shard)))
+        assert output.shards_done() == (2, 4)
+    fill(folder, origin())
+    assert np.array_equal(open_vectors(folder, verify=True), VECTORS)
+
+
+def test_a_file_of_somebody_else_keeps_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), vector_folder(tmp_path / "v"):
+        (tmp_path / "v/note.txt").write_text("mine")
+        raise KeyboardInterrupt
+    assert visible(tmp_path / "v") == ["note.txt"]
 
 
 def test_a_refusal_before_the_first_shard_leaves_no_folder(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from .sentence_stream import CorpusFile, SentenceStream, corpus_files, count_row
 from .vector_files import Block, write_vector_file
 from .vector_shards import VectorFolder, vector_folder
 from .versions import package_versions
+
+logger = logging.getLogger(__name__)
 
 # Enough for batches of one length; equal sentences within a block are computed once.
 ROWS_AT_ONCE = 10_000
@@ -153,7 +156,8 @@ def encode_to_folder(
         options: Default: `ShardOptions()`.
         model_name: For the manifest.
         normalize: Scale to unit length, also where the model folder does not say so.
-        batch_tokens: Tokens in one batch, padding included.
+        batch_tokens: Tokens in one batch, padding included; it may be another when the run goes on, and is noted for
+            each shard.
         process: From 0.
         processes: W.
         show_progress: Draw progress bars.
@@ -166,9 +170,10 @@ def encode_to_folder(
     with vector_folder(folder, process, processes) as output:
         files = corpus_files(paths, show_progress=show_progress)
         settings = {"normalize": normalize or encoder.normalize, "batch_tokens": batch_tokens}
+        fixed = {"normalize": settings["normalize"], "rows_at_once": ROWS_AT_ONCE}
         origin = {
             "model": {"name": model_name, **identity_of(encoder)},
-            "options": asdict(options) | settings | {"rows_at_once": ROWS_AT_ONCE},
+            "options": asdict(options) | fixed,
             "data": [{"path": str(file.path), "sha256": file.sha256} for file in files],
             "versions": package_versions(),
         }
@@ -207,12 +212,26 @@ def _fill(
     bar = {"total": own_rows, "unit": " rows", "unit_scale": True, "disable": not show_progress}
     with tqdm(desc="Checking", leave=False, **bar) as progress:
         missing = output.missing(progress.update)
+    _warn_of_other_batches(output, settings["batch_tokens"], missing)
     there = own_rows - sum(stop - start for start, stop in map(output.span, missing))
     started = time.perf_counter()
     with tqdm(desc="Encoding", initial=there, **bar) as progress:
         for shard in missing:
-            output.write(shard, _blocks(encoder, stream, *output.span(shard), settings, progress))
+            blocks = _blocks(encoder, stream, *output.span(shard), settings, progress)
+            output.write(shard, blocks, batch_tokens=settings["batch_tokens"])
     return own_rows - there, time.perf_counter() - started
+
+
+def _warn_of_other_batches(output: VectorFolder, batch_tokens: int, missing: Sequence[int]) -> None:
+    before = {entry["batch_tokens"] for entry in output.manifest["shards"] if "batch_tokens" in entry} - {batch_tokens}
+    if missing and before:
+        logger.warning(
+            "%s has shards made with batch_tokens %s, and goes on with %d: vectors may differ in their last bits from "
+            "those of one run.",
+            output.folder,
+            ", ".join(map(str, sorted(before))),
+            batch_tokens,
+        )
 
 
 def encode_to_file(

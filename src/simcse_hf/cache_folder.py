@@ -88,6 +88,9 @@ def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict
 def _record_if_whole(folder: Path) -> dict | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        # What others read are the files that are there, so it is those that must be the ones that were written.
+        if manifest["files"].keys() != {entry.name for entry in folder.iterdir()} - {_MANIFEST}:
+            return None
         whole = all(_is_whole(folder / name, expected) for name, expected in manifest["files"].items())
         return manifest["record"] if whole else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

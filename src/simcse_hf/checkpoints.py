@@ -6,12 +6,16 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 
+from safetensors import SafetensorError
 from transformers import TrainerState
 
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, SimCSEError, shortened
 from .files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -36,6 +40,18 @@ _CHANGES_NOTHING = {
     "ddp_timeout",
 }
 
+# Optimiser, schedule and the state of the trainer bring these along.
+_GOES_ON = {
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_type",
+    "eval_steps",
+    "save_steps",
+}
+
 
 def seal(folder: Path, facts: dict) -> None:
     """Write the checksums of all files in a folder, after the disk has taken them.
@@ -50,7 +66,9 @@ def seal(folder: Path, facts: dict) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(folder / SEAL, {"files": files, "facts": facts})
-    sync_folder(folder)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -66,11 +84,19 @@ def sync_folder(folder: Path) -> None:
 def damage_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None where every file has its checksum.
 
-    A checkpoint without checksums, which an earlier version or another program wrote, is taken as it is.
+    A checkpoint without checksums, which an earlier version or another program wrote, is taken as it is, if it has
+    what a run goes on from.
     """
     if not (folder / "trainer_state.json").is_file():
         return "it has no trainer_state.json"
     if not (folder / SEAL).exists():
+        for pattern in ("scheduler.pt", "rng_state*.pth"):
+            if not any(folder.glob(pattern)):
+                return f"it has neither {SEAL} nor {pattern}"
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return "trainer_state.json cannot be read"
         logger.warning("%s has no %s, so its files are used unchecked.", folder, SEAL)
         return None
     try:
@@ -146,7 +172,50 @@ def checkpoint_to_resume(wanted: str | None, run_dir: Path) -> Path | None:
     return folder
 
 
-def find_best_again(state: TrainerState, run_dir: Path, metric: str, *, greater_is_better: bool) -> None:
+@contextmanager
+def resuming_from(checkpoint: str | Path | None) -> Iterator[None]:
+    """Say of whatever goes wrong in the block that this checkpoint cannot be resumed.
+
+    Raises:
+        ModelError: Instead of what torch and safetensors raise. Only tensors and numbers are read, no pickled code.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError, UnpicklingError, OSError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, SimCSEError):
+            raise
+        raise ModelError(
+            f"{checkpoint} cannot be resumed: {shortened(' '.join(str(error).split()), 300)}. It belongs to another model, or a "
+            "file in it is damaged or holds more than tensors and numbers. Resume with the settings it was saved with, or "
+            "take another checkpoint."
+        ) from error
+
+
+def keep_only(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints of a run, but never the last or the best.
+
+    Each is renamed first: one that was half-removed when the process was killed is no checkpoint.
+
+    Args:
+        run_dir: Where they lie.
+        limit: How many to keep; None or 0 for all.
+        best: Path of the best.
+    """
+    if not limit or limit < 0:
+        return
+    found = list(checkpoints_of(run_dir))
+    protected = [path for path in found if path == found[0] or (best is not None and path == Path(best))]
+    others = [path for path in found if path not in protected]
+    for path in others[max(limit - len(protected), 0) :]:
+        hidden = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.replace(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def find_best_again(
+    state: TrainerState, run_dir: Path, metric: str, *, greater_is_better: bool, is_released: bool = True
+) -> None:
     """Set the best checkpoint of a state to one that is there and whole.
 
     The folder of the run may have moved since, or the best checkpoint been damaged: then the best of those that are
@@ -157,6 +226,8 @@ def find_best_again(state: TrainerState, run_dir: Path, metric: str, *, greater_
         run_dir: Where the checkpoints lie now.
         metric: What best means, as in `metric_for_best_model`.
         greater_is_better: Whether larger is better.
+        is_released: Whether the best checkpoint is what the run ends in. If not it need not have been saved, and the
+            best score stands whatever became of it.
     """
     if state.best_global_step in (None, 0):
         return
@@ -166,6 +237,9 @@ def find_best_again(state: TrainerState, run_dir: Path, metric: str, *, greater_
     damage = damage_of(best) if best.is_dir() else "it is not there"
     if damage is None:
         state.best_model_checkpoint = str(best)
+        return
+    if not is_released:
+        state.best_model_checkpoint = None
         return
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
     whole = {int(_NAME.fullmatch(path.name)[1]): path for path in checkpoints_of(run_dir) if damage_of(path) is None}
@@ -214,18 +288,20 @@ def _content(source: dict) -> str:
     return str(source.get("sha256") or source.get("fingerprint"))
 
 
-def changed_settings(checkpoint: Path, arguments: dict) -> list[str]:
+def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
     """Settings that are not what they were when a checkpoint was saved, as `name: old -> new`.
 
     Args:
-        checkpoint: Sealed with the fact `arguments`.
-        arguments: `{"model": {...}, "data": {...}, "training": {...}}`, as in the record of a run.
+        checkpoint: Sealed with such facts.
+        facts: `arguments` (`{"model": {...}, "data": {...}, "training": {...}}`), `world_size` and `mixed_precision`.
     """
-    before = facts_of(checkpoint).get("arguments", {})
-    now = json.loads(json.dumps(arguments, default=str))  # JSON knows no tuples
+    before, now = facts_of(checkpoint), json.loads(json.dumps(facts, default=str))  # JSON knows no tuples
+    pairs = [(name, before.get(name), now.get(name)) for name in ("world_size", "mixed_precision") if name in before]
+    for group, values in now.get("arguments", {}).items():
+        earlier = before.get("arguments", {}).get(group, {})
+        pairs += [(name, earlier[name], values.get(name)) for name in sorted(earlier) if name not in _CHANGES_NOTHING]
     return [
-        f"{name}: {before[group][name]} -> {now[group].get(name)}"
-        for group in now
-        for name in sorted(before.get(group, {}))
-        if name not in _CHANGES_NOTHING and before[group][name] != now[group].get(name)
+        f"{name}: {old} -> {new}" + (", but the checkpoint's goes on" if name in _GOES_ON else "")
+        for name, old, new in pairs
+        if old != new
     ]

@@ -55,10 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if message is None:
                 raise
         except KeyboardInterrupt as error:
-            message = _INTERRUPTED.get(argv[0] if argv else None, "interrupted; nothing half-written was left.")
+            message = _INTERRUPTED.get(_what_runs(argv), "interrupted; nothing half-written was left.")
             code = 143 if isinstance(error, Terminated) else 130
     print(f"error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
     return code
+
+
+def _what_runs(argv: list[str]) -> str | None:
+    """A command that leaves something to go on with."""
+    if argv[:1] == ["encode"] and any(part.endswith(".npy") for part in argv):  # no corpus is: it is the --output
+        return None
+    return argv[0] if argv else None
 
 
 def _run(argv: list[str]) -> int:
@@ -164,7 +171,13 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="the most similar sentences of a file", allow_abbrev=False)
     search.add_argument("queries", nargs="+", metavar="QUERY")
     search.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
-    search.add_argument("--corpus", required=True, metavar="FILE", help="one sentence a line")
+    search.add_argument(
+        "--corpus",
+        action="append",
+        metavar="FILE",
+        help="one sentence a line; with --vectors it may be given several times, or left out where the files lie where "
+        "they were",
+    )
     search.add_argument("--vectors", metavar="DIR", help="of the corpus: a folder that encode wrote with this model")
     search.add_argument("--top_k", type=_at_least_one, default=5)
     search.add_argument("--json", action="store_true", help="print JSON")
@@ -336,11 +349,18 @@ def _search(arguments: argparse.Namespace) -> int:
 
     settings = {"top_k": arguments.top_k, "batch_tokens": arguments.batch_tokens}
     if arguments.vectors is None:
-        corpus = read_corpus(arguments.corpus)
+        if arguments.corpus is None:
+            raise ConfigError("command line: --corpus FILE is missing, or --vectors DIR. See simcse-hf search --help.")
+        if len(arguments.corpus) > 1:
+            raise ConfigError(
+                f"{len(arguments.corpus)} files are given as --corpus; without --vectors it is one, because results are "
+                "numbered by line. Put them into one, or encode them to a folder."
+            )
+        corpus = read_corpus(arguments.corpus[0])
         found = search(_load_encoder(arguments), arguments.queries, corpus, **settings)
     else:
         vectors = open_vectors(arguments.vectors)
-        found = search_folder(_load_encoder(arguments), arguments.queries, vectors, [arguments.corpus], **settings)
+        found = search_folder(_load_encoder(arguments), arguments.queries, vectors, arguments.corpus, **settings)
     if arguments.json:
         records = [
             {

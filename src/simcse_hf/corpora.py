@@ -20,6 +20,7 @@ from .errors import DataError, shortened
 from .leakage import HeldOutSentences
 from .nli import LABEL_IDS, NOT_A_SENTENCE, TripletRule, build_triplets, known_label
 from .row_report import RowReport
+from .strict_json import UnusableValue, half_a_character
 from .table_shapes import NAME_OF_SHAPE, TableShape, shape_of
 from .tables import Table
 from .text import normalize_text
@@ -205,12 +206,12 @@ def _rows_without_values(
     if shape == "sentences":
         report.unit = "sentences"
         return shape, chain.from_iterable(
-            _sentences(source, table, as_sentences) for source, table in enumerate(tables)
+            _sentences(source, table, report, as_sentences) for source, table in enumerate(tables)
         )
     return shape, (
         (place, views, None, source)
         for source, table in enumerate(tables)
-        for place, views in _column_values(table, shape_of(table)[1])
+        for place, views in _column_values(table, shape_of(table)[1], report)
     )
 
 
@@ -245,7 +246,7 @@ def _labelled(source: int, table: Table, report: RowReport) -> Iterator[PlacedRo
 
 def _scored(source: int, table: Table, report: RowReport, scale: tuple[float, float]) -> Iterator[PlacedRow]:
     lowest, highest = scale
-    for place, (first, second, text) in _column_values(table, shape_of(table)[1]):
+    for place, (first, second, text) in _column_values(table, shape_of(table)[1], report, sentences=2):
         if not (first and second):
             report.drop("empty_sentence", place)
             continue
@@ -281,7 +282,8 @@ def scored_pairs(
         )
     clean = normalize_text if text_mode == "nfc" else _strip_punctuation
     pairs = ScoredPairs(name=name, sentences1=[], sentences2=[], scores=[], scale=scale, sources=[table.source])
-    for where, (first, second, score) in _column_values(table, columns, normalize=False):
+    whole = RowReport(every_row_counts=True)
+    for where, (first, second, score) in _column_values(table, columns, whole, sentences=2, normalize=False):
         sentences = [clean(str(value or "")) for value in (first, second)]
         if not all(sentences):
             raise DataError(f"{where}: an empty sentence. An evaluation set is not shortened; mend the file.")
@@ -297,37 +299,60 @@ def scored_pairs(
 
 
 def _column_values(
-    table: Table, columns: Sequence[str], *, normalize: bool = True
+    table: Table,
+    columns: Sequence[str],
+    report: RowReport,
+    *,
+    sentences: int | None = None,
+    normalize: bool = True,
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Place and values of these columns; a row with a value that is no text is reported.
+
+    Args:
+        table: Its rows are taken one by one.
+        columns: To be read; what stands in others does not matter.
+        report: Of bad rows.
+        sentences: How many of the columns, from the first, hold sentences; default: all. What others (a label, a
+            score) hold is for the caller to judge.
+        normalize: All values as normalised text; else only what is missing is made None.
+    """
     positions = [table.columns.index(column) for column in columns]
+    sentences = len(columns) if sentences is None else sentences
     for where, fields in table.rows:
         values = [fields[position] for position in positions]
         for position, value in enumerate(values):
             if isinstance(value, str):
-                continue
-            if isinstance(value, bool) or not isinstance(value, _WRITTEN_AS_TEXT):
-                kind = type(value).__name__
-                raise DataError(f"{where}: {shortened(columns[position])} holds a {kind}, not a text.")
+                if value.isascii() or (half := half_a_character(value)) is None:
+                    continue
+                value = UnusableValue(f"holds half a character ({half}), which no text can hold")
+            if isinstance(value, UnusableValue):
+                report.bad_row("unusable_value", where, f"{shortened(columns[position])} {value.problem}.")
+                break
+            if position < sentences and (isinstance(value, bool) or not isinstance(value, _WRITTEN_AS_TEXT)):
+                column, kind = shortened(columns[position]), type(value).__name__
+                report.bad_row("not_a_text", where, f"{column} holds a {kind}, not a text. Write the column as text.")
+                break
             if value != value:  # what writers of JSON and Parquet make of a cell that is empty
                 values[position] = None
-        if normalize:
-            values = [normalize_text("" if value is None else str(value)) for value in values]
-        yield where, tuple(values)
+        else:
+            if normalize:
+                values = [normalize_text("" if value is None else str(value)) for value in values]
+            yield where, tuple(values)
 
 
 def _complete_nli_rows(table: Table, report: RowReport) -> Iterator[tuple[str, str, str, str]]:
-    for where, row in _column_values(table, shape_of(table)[1]):
+    for where, row in _column_values(table, shape_of(table)[1], report, sentences=2):
         if row[0] and row[1]:
             yield where, *row
         else:
             report.drop("empty_sentence", where)
 
 
-def _sentences(source: int, table: Table, as_sentences: bool) -> Iterator[PlacedRow]:
+def _sentences(source: int, table: Table, report: RowReport, as_sentences: bool) -> Iterator[PlacedRow]:
     shape, columns = shape_of(table, as_sentences=as_sentences)
     if as_sentences and shape in ("nli", "scored"):
         columns = columns[:2]
-    for where, values in _column_values(table, columns):
+    for where, values in _column_values(table, columns, report):
         for value in values:
             yield where, (value,), None, source
 
@@ -355,6 +380,8 @@ def _strip_punctuation(text: str) -> str:
 
 def _score(value, scale: tuple[float, float]) -> float:
     try:
+        if isinstance(value, bool) or not isinstance(value, (str, *_WRITTEN_AS_TEXT)):  # float() takes bytes, too
+            raise TypeError
         score = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"the score is {shortened(repr(value))}, which is not a number.") from None

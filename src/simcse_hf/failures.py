@@ -30,8 +30,8 @@ def explain_failure(error: Exception) -> str | None:
     place = f" ({path})" if path else ""
     if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
         return (
-            f"the disk is full{place}. Nothing half-written was left; free space, and resume a training with "
-            "--resume_from_checkpoint auto."
+            f"the disk is full{place}. Nothing half-written was left. Free space and run the command again; a training goes on "
+            "with --resume_from_checkpoint auto."
         )
     if number == errno.EFBIG or "File too large" in str(error):
         return f"a file became larger than this file system or account may write{place}. Choose another place."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from .distributed import sum_over_processes, world_size
 from .errors import TrainingInterrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ONE_REQUEST = 3.0  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -46,17 +48,22 @@ class StopWhenAsked(TrainerCallback):
     """Saves after the step during which SIGTERM or SIGINT came, then raises `TrainingInterrupted`.
 
     As a context manager it catches the signals; as a callback it acts on them. Processes of one job get their signals
-    at different moments, so after each step they agree whether one of them was asked. A second signal is not waited
-    for: it interrupts at once.
+    at different moments, and often more than once (a scheduler signals all, and a launcher passes it on), so after each
+    step they agree whether one of them was asked. A signal that comes seconds later is another request: it interrupts
+    at once.
+
+    A checkpoint due at the last step of an epoch waits for what else happens at the epoch's end: an evaluation there
+    would be missed by a run that goes on from it.
     """
 
     def __init__(self):
         self._asked: int | None = None
-        self._stopping = False
+        self._asked_at = 0.0
+        self._stopping = self._save_is_due = False
         self._before = {}
 
     def __enter__(self) -> StopWhenAsked:
-        self._asked, self._stopping = None, False
+        self._asked, self._stopping, self._save_is_due = None, False, False
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             # A process in the background is born with SIGINT ignored, and so it stays.
@@ -77,16 +84,23 @@ class StopWhenAsked(TrainerCallback):
         return self._stopping
 
     def _remember(self, number: int, frame) -> None:
-        if os.getpid() != self._process:  # a worker of the data loader, which inherited this handler
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+        is_worker = os.getpid() != self._process  # of the data loader, which inherited this handler
+        if is_worker and number == signal.SIGINT:
             return
-        if self._asked is not None:
+        if self._asked is None:
+            self._asked, self._asked_at = number, time.monotonic()
+            if not is_worker:  # logging may hold its lock just now
+                name = signal.Signals(number).name
+                os.write(
+                    2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode()
+                )
+        elif time.monotonic() - self._asked_at < _ONE_REQUEST:
+            return
+        elif is_worker:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        else:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-        self._asked = number
-        # Logging may hold its lock just now.
-        os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint.\n".encode())
 
     def on_step_end(self, args, state, control, **kwargs):
         """Have a checkpoint saved where any process was asked to stop."""
@@ -95,6 +109,13 @@ class StopWhenAsked(TrainerCallback):
             asked = bool(sum_over_processes(torch.tensor([int(asked)], device=args.device)).item())
         self._stopping = asked
         control.should_save |= asked
+        if control.should_save and float(state.epoch or 0.5).is_integer():
+            control.should_save, self._save_is_due = False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Save now what was due at the last step."""
+        control.should_save |= self._save_is_due
+        self._save_is_due = False
 
     def on_save(self, args, state, control, **kwargs):
         """Leave the training once the checkpoint is there.
@@ -102,6 +123,7 @@ class StopWhenAsked(TrainerCallback):
         Raises:
             TrainingInterrupted: With the signal's number.
         """
+        self._save_is_due = False
         if self._stopping:
             number = signal.Signals(self._asked or signal.SIGTERM)
             raise TrainingInterrupted(

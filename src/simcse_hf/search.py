@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from .encoder import SentenceEncoder
 from .errors import DataError, ModelError
 from .row_report import RowReport
 from .sample import resolve_sample
-from .sentence_stream import SentenceStream, corpus_files
+from .sentence_stream import CorpusFile, SentenceStream, corpus_files
 from .similarity import cosine_matrix
 from .tables import expand_paths, read_table
 from .vector_shards import VectorShards
@@ -23,6 +24,9 @@ from .vector_shards import VectorShards
 _QUERIES_AT_ONCE = 512
 _SENTENCES_AT_ONCE = 8192
 _LAST_INDEX = (1 << 32) - 1
+# Of an encoder: what queries may have otherwise than the corpus. Some models want another prompt for them, a length
+# cuts only what is longer, and a cosine does not see how long vectors are.
+_OF_THE_TEXTS = {"prompt", "max_seq_length", "normalize"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def search_folder(
     encoder: SentenceEncoder,
     queries: Sequence[str],
     vectors: VectorShards,
-    corpus: Sequence[str],
+    corpus: Sequence[str] | None = None,
     *,
     top_k: int = 5,
     batch_tokens: int = 16_384,
@@ -148,26 +152,21 @@ def search_folder(
     """As `search`, over vectors on disk; of the corpus only the sentences found are kept.
 
     Args:
-        encoder: That the vectors were made with.
+        encoder: That the vectors were made with; the prompt and the longest length may be others.
         queries: Sentences.
         vectors: Of `open_vectors`.
-        corpus: The files they were made from, wherever they lie now.
+        corpus: The files they were made from, wherever they lie now and in any order; default: where they lay then.
         top_k: At most so many for each query.
         batch_tokens: Tokens in one batch.
 
     Raises:
-        DataError: The vectors were made from other files.
+        DataError: The vectors were made from other files, or these are not where they were.
         ModelError: The vectors were made with another model, or with other settings of it.
     """
-    files, made_from = corpus_files(corpus), vectors.manifest["data"]
-    if [file.sha256 for file in files] != [entry["sha256"] for entry in made_from]:
-        raise DataError(
-            f"{vectors.folder} holds the vectors of other files ({made_from[0]['path']}, sha256 {made_from[0]['sha256'][:12]}). "
-            "Name those, in their order, or encode the corpus."
-        )
+    files = _files_of(vectors, corpus)
     model = vectors.manifest["model"]
     different = [
-        name for name, value in identity_of(encoder).items() if model.get(name) != value and name != "normalize"
+        name for name, value in identity_of(encoder).items() if model.get(name) != value and name not in _OF_THE_TEXTS
     ]
     if different:
         raise ModelError(
@@ -175,9 +174,33 @@ def search_folder(
             "differ). Name that model and its settings, or encode the corpus with this one."
         )
     scores, indices = nearest(encoder.encode(list(queries), batch_tokens=batch_tokens), vectors, top_k)
-    stream = SentenceStream(files, [entry["rows"] for entry in made_from])
+    stream = SentenceStream(files, [entry["rows"] for entry in vectors.manifest["data"]])
     sentences = {row: stream.read(row, row + 1)[0] for row in np.unique(indices).tolist()}  # in one pass: they ascend
     return [
         [Hit(sentences[int(index)], int(index), float(score)) for score, index in zip(row_scores, row, strict=True)]
         for row_scores, row in zip(scores, indices, strict=True)
     ]
+
+
+def _files_of(vectors: VectorShards, corpus: Sequence[str] | None) -> list[CorpusFile]:
+    """The files that vectors were made from, in the order of their rows; known by their digests, not their names."""
+    made_from = vectors.manifest["data"]
+    if corpus is None:
+        paths = [Path(entry["path"]) for entry in made_from]  # names, in which * is no glob
+        if gone := [path for path in paths if not path.is_file()]:
+            raise DataError(
+                f"{gone[0]}, which {vectors.folder} was made from, is not there (relative paths start at {Path.cwd()}). Say with "
+                "--corpus where its files lie now."
+            )
+        found = [CorpusFile.of(path) for path in paths]
+    else:
+        found = corpus_files(corpus)
+    if sorted(file.sha256 for file in found) == sorted(entry["sha256"] for entry in made_from):
+        by_digest = {file.sha256: file for file in found}
+        return [by_digest[entry["sha256"]] for entry in made_from]
+    known = {file.sha256 for file in found}
+    entry = next((entry for entry in made_from if entry["sha256"] not in known), made_from[0])
+    raise DataError(
+        f"{vectors.folder} holds the vectors of other files ({len(made_from)}, among them {entry['path']}, sha256 "
+        f"{entry['sha256'][:12]}). Name all of those and no others, or encode the corpus."
+    )

@@ -7,6 +7,7 @@ a reader that honours them swallows rows. CSV is read with quoting on, as CSV is
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import io
 import json
@@ -21,7 +22,16 @@ from .errors import DataError, shortened
 from .files import COMPRESSIONS, format_of, open_bytes, read_lines, sha256_of
 from .official_files import OFFICIAL_FILES, bears_an_official_name
 from .row_report import RowReport
-from .strict_json import UnusableJSONError, first_repeated, flat_fields, parse_json
+from .strict_json import (
+    OBJECTS,
+    UnusableJSONError,
+    first_repeated,
+    flat_fields,
+    half_a_character,
+    items_of,
+    parse_json,
+    parse_json_line,
+)
 
 FORMATS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".parquet")
 
@@ -62,7 +72,7 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
             raise DataError(f"there is no data file {shortened(path)}. Relative paths start at {Path.cwd()}.")
         found += [Path(match) for match in matches]
     for path in found:
-        if not _is_text(str(path)):
+        if half_a_character(str(path)):
             name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
             raise DataError(f"the name of {name} is not UTF-8, so no record of a run can hold it. Rename the file.")
         if path.is_dir():
@@ -74,18 +84,14 @@ def expand_paths(paths: str | Sequence[str]) -> list[Path]:
     return found
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _matches(path: str) -> list[str]:
     try:
         return [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207
-    except (OSError, ValueError):  # a name longer than a name can be, or with half a character
+    except ValueError:  # a name with a null character, or with half of any
+        return []
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL):  # of a name that no file can have
+            raise
         return []
 
 
@@ -259,9 +265,12 @@ def _read_json(path: Path, report: RowReport, column_names: list[str]) -> tuple[
             f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line."
         ) from None
     except UnusableJSONError as error:
-        raise DataError(f"{path}: {error}. Mend it.") from None
-    if isinstance(records, dict) and isinstance(records.get("data"), list):
-        records = records["data"]
+        raise DataError(f"{path}: {error}. Mend it, or use .jsonl, one object a line.") from None
+    if isinstance(records, OBJECTS):
+        named = [value for name, value in items_of(records) if name == "data"]
+        if len(named) > 1:
+            raise DataError(f"{path}: the field 'data' stands twice. Keep one of them.")
+        records = named[0] if named else None
     if not isinstance(records, list):
         raise DataError(f"{path} is JSON, but not a list of objects.")
     return _from_objects(path, ((f"{path}, item {index}", item) for index, item in enumerate(records)), report)
@@ -274,7 +283,7 @@ def _read_jsonl(path: Path, report: RowReport, column_names: list[str]) -> tuple
                 continue
             where = f"{path}, line {number}"
             try:
-                record = parse_json(line)
+                record = parse_json_line(line)
             except (json.JSONDecodeError, UnusableJSONError) as error:
                 report.read += 1
                 if isinstance(error, UnusableJSONError):
@@ -327,42 +336,47 @@ def _unpacked(path: Path, stream: BinaryIO) -> BinaryIO:
 def _from_objects(
     path: Path, objects: Iterator[tuple[str, object]], report: RowReport
 ) -> tuple[list[str], Iterator[Row]]:
-    """Columns of the first object, nested keys joined by dots (`labels.label`)."""
-    where, first = next(objects, (None, None))
-    if where is None:
-        raise DataError(f"{path} holds no rows.")
-    if not isinstance(first, dict):
-        raise DataError(f"{where}: a row must be an object with named fields, not {type(first).__name__}.")
-    try:
-        flat_first = flat_fields(first)
-    except UnusableJSONError as error:
-        raise DataError(f"{where}: {error}. Mend the row.") from None
-    columns = list(flat_first)
+    """Columns of the first object, nested keys joined by dots (`labels.label`).
+
+    A value that cannot be used is an `UnusableValue`, which is a defect only where that column is read.
+    """
+    names: list[str] = []
+    first = None
+    count = 0
+    for where, record in objects:
+        count += 1
+        if isinstance(record, OBJECTS) and (flat := flat_fields(record)):
+            names, first = list(flat), (where, list(flat.values()))
+            break
+        report.read += 1
+        kind = "without a field" if isinstance(record, OBJECTS) else type(record).__name__
+        report.bad_row("not_an_object", where, f"a row must be an object with named fields, not {kind}.")
+    if first is None:
+        raise DataError(f"{path} holds no rows{' that can be used' if count else ''}.")
+    known = set(names)
 
     def rows() -> Iterator[Row]:
-        yield where, list(flat_first.values())
+        yield first
         for place, record in objects:
-            try:
-                flat = flat_fields(record) if isinstance(record, dict) else {}
-            except UnusableJSONError as error:
-                report.read += 1
-                report.bad_row("unusable_json", place, f"{error}.")
+            flat = flat_fields(record) if isinstance(record, OBJECTS) else {}
+            if flat.keys() == known:
+                yield place, [flat[name] for name in names]
                 continue
-            missing = [column for column in columns if column not in flat]
             # Fields that only some rows carry (a note, say) are no defect unless they are read.
-            if missing and not flat:
+            if not flat:
                 report.read += 1
                 report.bad_row("not_an_object", place, "the row is not an object with named fields.")
                 continue
-            late = [column for column in flat if column not in columns and "neg" in column.lower()]
+            late = [name for name in flat if name not in known and "neg" in name.lower()]
             if late:
                 report.read += 1
                 message = f"the field {shortened(repr(late[0]))} is not in the first row, which sets the columns."
                 report.bad_row("negative_not_in_the_first_row", place, message)
                 continue
-            yield place, [flat.get(column) for column in columns]
+            yield place, [flat.get(name) for name in names]
 
-    return columns, rows()
+    # A name with half a character could stand in no message.
+    return [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names], rows()
 
 
 def numbered(columns: Sequence[str], stem: str) -> list[str]:

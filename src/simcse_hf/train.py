@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
@@ -20,7 +19,7 @@ from .checkpoints import changed_settings, check_same_data
 from .corpora import ScoredPairs, TrainingViews
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
-from .errors import ConfigError, ModelError, SimCSEError, TrainingError
+from .errors import ConfigError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .files import staged_folder, write_json
 from .method import warnings_of_folder
@@ -143,24 +142,27 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
         score_scale=pairs.scale if pairs else (0.0, 5.0),
         callbacks=[FollowStream(main_set.dataset)] if data_args.streaming else [],
         facts={
-            "data": [*views.sources, *(scored_views.sources if scored_views else [])],
+            "data": [
+                *views.sources,
+                *(scored_views.sources if scored_views else []),
+                # Their sentences decide which rows are left out.
+                *(source for each in evaluation if data_args.on_leakage == "drop" for source in each.sources),
+            ],
             **_record_of_settings(model_args, data_args, training_args, model),
         },
     )
     if training_args.resume_from_checkpoint is not None:
         logger.info("resuming from %s", checkpoint or "nothing: there is no checkpoint, so the run starts anew")
+    changes = []
     if checkpoint is not None:
         check_same_data(checkpoint, trainer.facts["data"])
-        for setting in changed_settings(checkpoint, trainer.facts["arguments"]):
+        changes = changed_settings(checkpoint, trainer.facts)
+        for setting in changes:
             logger.warning("not as it was when %s was saved: %s", checkpoint.name, setting)
     before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None else None
     clock["trained_from"] = time.perf_counter()
     try:
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except UnpicklingError as error:  # only weights are read: no code that a checkpoint brings along is run
-        raise ModelError(
-            f"{checkpoint} cannot be resumed: a file in it holds more than tensors and numbers."
-        ) from error
     except ImportError as error:  # some options look for their package only now
         raise ConfigError(one_line(error)) from error
     clock["trained"] = time.perf_counter()
@@ -177,11 +179,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
             "scored_data": scored_set and scored_set.record(),
             "first_stage": first_stage,
             "started_from": started_from,
+            "resumed": checkpoint and {"checkpoint": checkpoint.name, "changed": changes},
             "dropout": dataclasses.asdict(audit),
             "before": before and before.as_dict(),
             "results": [result.as_dict() for result in results],
             "sizes": sizes,
-            "selected_on": pairs.name if pairs and training_args.load_best_model_at_end else None,
+            "selected_on": pairs.name if pairs and trainer.released_best else None,
             "best": {
                 "step": trainer.state.best_global_step,
                 training_args.metric_for_best_model: trainer.state.best_metric,

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import PARTIAL, find_best_again, seal, sync_folder
+from .checkpoints import PARTIAL, find_best_again, keep_only, resuming_from, seal, sync_folder
 from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
@@ -118,14 +118,17 @@ class SimCSETrainer(Trainer):
         if self.is_fsdp_enabled:
             shard_layer_by_layer(model)
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """As in Trainer; SIGTERM and SIGINT end it after the step, with a checkpoint.
 
         Raises:
+            ModelError: The checkpoint cannot be loaded into this model.
             TrainingInterrupted: By such a signal.
         """
+        if resume_from_checkpoint is not None:
+            self.args.eval_on_start = False  # the run has started long ago
         with self.stop_when_asked:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss; `num_items_in_batch` is ignored on purpose.
@@ -255,27 +258,33 @@ class SimCSETrainer(Trainer):
         staged, final = self._staging / name, run_dir / name
         try:
             super()._save_checkpoint(model, trial)
+            # A process that failed is not here, and then this one fails too: what it lacks must not be sealed.
             self.accelerator.wait_for_everyone()
             if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                self._check_that_all_wrote(staged)
                 seal(staged, self.facts)
                 if final.exists():
                     final.replace(self._staging / "replaced")
                 staged.replace(final)
                 sync_folder(run_dir)
-                rotate_checkpoints(
-                    output_dir=str(run_dir),
-                    save_total_limit=self.args.save_total_limit,
-                    best_model_checkpoint=self.state.best_model_checkpoint,
-                    use_mtime=True,
-                )
+                keep_only(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    def _check_that_all_wrote(self, staged: Path) -> None:
+        processes = self.args.world_size
+        missing = [rank for rank in range(processes) if not (staged / f"rng_state_{rank}.pth").exists()]
+        if processes > 1 and missing and not self.args.save_on_each_node:
+            raise TrainingError(
+                f"ranks {', '.join(map(str, missing))} wrote nothing into {staged.parent.parent}: it is not the same "
+                "folder on all machines. Choose an output_dir that they share, or set save_on_each_node true."
+            )
 
     def _init_training_state(self, *args, **kwargs):
         position = super()._init_training_state(*args, **kwargs)
@@ -306,13 +315,18 @@ class SimCSETrainer(Trainer):
         )
 
     def _determine_best_metric(self, metrics, trial):
-        # Its answer decides whether save_strategy best saves now.
-        return super()._determine_best_metric(metrics, trial) or self.stop_when_asked.stopping
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        if is_new_best and self.args.load_best_model_at_end:
+            self.control.should_save = True  # else there would be nothing to load
+        # With save_strategy best the answer decides whether to save now.
+        return is_new_best or self.stop_when_asked.stopping
 
     def _load_best_model(self):
         self._find_best_again()
-        if self.state.best_model_checkpoint is not None:
-            super()._load_best_model()
+        self.released_best = self.state.best_model_checkpoint is not None
+        if self.released_best:
+            with resuming_from(self.state.best_model_checkpoint):
+                super()._load_best_model()
 
     def _find_best_again(self) -> None:
         if self.args.metric_for_best_model is not None:
@@ -321,7 +335,36 @@ class SimCSETrainer(Trainer):
                 Path(self.args.output_dir),
                 self.args.metric_for_best_model,
                 greater_is_better=bool(self.args.greater_is_better),
+                is_released=self.args.load_best_model_at_end,
             )
+
+    def _finalize_training(self, *args, **kwargs):
+        # With save_total_limit 1 Trainer would remove the last checkpoint before the release is written.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with resuming_from(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result):
+        missing = set(load_result.missing_keys) - set(self.model._keys_to_ignore_on_save or ())
+        if strange := sorted({*missing, *load_result.unexpected_keys}):
+            raise ValueError(
+                f"its weights are not those of this model ({len(strange)} differ, {strange[0]} among them)"
+            )
+        super()._issue_warnings_after_load(load_result)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with resuming_from(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with resuming_from(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -333,6 +376,7 @@ class SimCSETrainer(Trainer):
         with quiet_transformers():
             super()._save(output_dir, state_dict)
 
+    released_best = False  # whether the weights are those of the best checkpoint
     _staging: Path | None = None
     _whole_model: SimCSEModel | None = None  # while a set is scored
 

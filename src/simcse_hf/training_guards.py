@@ -65,6 +65,14 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int | None) ->
             "push_to_hub would upload checkpoints, optimiser included, and not the release. Leave it out, and upload the finished "
             "output_dir with `hf upload`."
         )
+    if args.auto_find_batch_size:
+        raise TrainingError(
+            "auto_find_batch_size would halve the batch, and so the negatives, without a word. Leave it out; for a large batch in "
+            "little memory set gradient_cache_tokens."
+        )
+    for name in ("save_only_model", "ignore_data_skip"):
+        if getattr(args, name):
+            raise TrainingError(f"{name} would make resumed runs end in other weights than whole ones. Leave it out.")
     if args.enable_jit_checkpoint:
         raise TrainingError(
             "enable_jit_checkpoint is not needed and not exact: it saves in the middle of a step. SIGTERM and SIGINT always "

@@ -9,11 +9,9 @@ Axes: N rows, D size of a vector, W processes.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from operator import index as whole_number
@@ -25,13 +23,23 @@ from filelock import FileLock, Timeout
 from .errors import ConfigError, DataError
 from .files import sha256_of, write_json
 from .vector_files import DTYPES, SUFFIXES, Block, read_blocks, write_vector_file
+from .vector_manifest import (
+    BEGIN_AGAIN,
+    MANIFEST,
+    STEM,
+    VERSION,
+    differences,
+    read_manifest,
+    shard_name,
+    shards_of,
+    span_of,
+)
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_VERSION = 1
-_STEM = "vectors-"
-_BEGIN_AGAIN = "Name another --output, or remove the folder to begin again."
+_MANIFEST_LOCK = ".manifest.lock"
+_DOOR_LOCK = ".door.lock"  # held for moments, by who enters or leaves
+_PROCESS_LOCKS = ".process-*.lock"  # held while a process is inside
 
 
 class VectorFolder:
@@ -54,7 +62,7 @@ class VectorFolder:
         Args:
             origin: What the vectors are made from, JSON-ready: `model`, `options` (`shard_rows`, `format`,
                 `output_dtype`, `with_text` among them) and `data`, one `path` and `sha256` for each file. Names of the
-                model and paths may change, everything else may not.
+                model and paths may change, everything else here may not.
             count_rows: Called for a new folder, while other processes wait: sentences in each data file.
             dimension: D.
 
@@ -65,8 +73,8 @@ class VectorFolder:
             for leftover in self.folder.glob(f".{MANIFEST}.*"):  # of a process that was killed
                 leftover.unlink()
             if found:
-                if differing := _differences(found, origin):
-                    raise ConfigError(f"{self.folder} was begun with {'; '.join(differing)}. {_BEGIN_AGAIN}")
+                if differing := differences(found, origin):
+                    raise ConfigError(f"{self.folder} was begun with {'; '.join(differing)}. {BEGIN_AGAIN}")
                 return
             foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
             if foreign:
@@ -76,7 +84,7 @@ class VectorFolder:
             counts = count_rows()
             data = [entry | {"rows": rows} for entry, rows in zip(origin["data"], counts, strict=True)]
             self._write(
-                {"version": _VERSION, "complete": False, "rows": sum(counts), "dimension": dimension}
+                {"version": VERSION, "complete": False, "rows": sum(counts), "dimension": dimension}
                 | origin
                 | {"data": data, "shards": []}
             )
@@ -84,12 +92,11 @@ class VectorFolder:
     @property
     def own_shards(self) -> range:
         """Numbers of the shards that this process makes."""
-        return range(self._process, _shards_of(self.manifest), self._processes)
+        return range(self._process, shards_of(self.manifest), self._processes)
 
     def span(self, shard: int) -> tuple[int, int]:
         """First row of a shard, and the one after its last."""
-        shard_rows = self.manifest["options"]["shard_rows"]
-        return shard * shard_rows, min((shard + 1) * shard_rows, self.manifest["rows"])
+        return span_of(self.manifest, shard)
 
     def missing(self, advance: Callable[[int], object] = lambda rows: None) -> list[int]:
         """Own shards that are still to be made; a damaged one is said, and struck from the manifest.
@@ -102,7 +109,7 @@ class VectorFolder:
         recorded = {entry["file"]: entry for entry in self.manifest["shards"]}
         wanted = []
         for shard in self.own_shards:
-            entry = recorded.get(self._name(shard))
+            entry = recorded.get(shard_name(self.manifest, shard))
             fault = "new" if entry is None else _fault(self.folder / entry["file"], entry)
             if fault is None:
                 advance(entry["rows"])
@@ -113,11 +120,11 @@ class VectorFolder:
                 self._record(shard, None)
         return wanted
 
-    def write(self, shard: int, blocks: Iterable[Block]) -> None:
-        """Make a shard from its sentences and vectors, and enter it in the manifest."""
+    def write(self, shard: int, blocks: Iterable[Block], **note) -> None:
+        """Make a shard from its sentences and vectors, and enter it in the manifest, with a note of how it was made."""
         options = self.manifest["options"]
         start, stop = self.span(shard)
-        name = self._name(shard)
+        name = shard_name(self.manifest, shard)
         written = write_vector_file(
             self.folder / name,
             blocks,
@@ -128,15 +135,12 @@ class VectorFolder:
             first_row=start,
             with_text=options["with_text"],
         )
-        self._record(shard, {"file": name, "first_row": start, "rows": stop - start} | written)
+        self._record(shard, {"file": name, "first_row": start, "rows": stop - start} | written | note)
 
     def shards_done(self) -> tuple[int, int]:
         """How many shards the manifest names now, those of other processes included, and how many there will be."""
-        manifest = _read_manifest(self.folder)
-        return len(manifest["shards"]), _shards_of(manifest)
-
-    def _name(self, shard: int) -> str:
-        return f"{_STEM}{shard:05d}{SUFFIXES[self.manifest['options']['format']]}"
+        manifest = read_manifest(self.folder)
+        return len(manifest["shards"]), shards_of(manifest)
 
     def _record(self, shard: int, entry: dict | None) -> None:
         with self._changing() as manifest:
@@ -145,13 +149,13 @@ class VectorFolder:
             if entry is not None:
                 shards[entry["first_row"]] = entry
             ordered = [shards[row] for row in sorted(shards)]
-            self._write(manifest | {"complete": len(ordered) == _shards_of(manifest), "shards": ordered})
+            self._write(manifest | {"complete": len(ordered) == shards_of(manifest), "shards": ordered})
 
     @contextmanager
     def _changing(self) -> Iterator[dict]:
         """The manifest as it is, empty where there is none, which no other process changes inside the block."""
-        with FileLock(self.folder / ".manifest.lock"):
-            self.manifest = _read_manifest(self.folder) if (self.folder / MANIFEST).exists() else {}
+        with FileLock(self.folder / _MANIFEST_LOCK):
+            self.manifest = read_manifest(self.folder) if (self.folder / MANIFEST).exists() else {}
             yield self.manifest
 
     def _write(self, manifest: dict) -> None:
@@ -171,45 +175,74 @@ def vector_folder(folder: Path, process: int = 0, processes: int = 1) -> Iterato
         processes: W; it may be another each time.
 
     Raises:
-        ConfigError: A file is in the way, or another run is at work there.
+        ConfigError: A file is in the way, the name is that of a file, or another run is at work there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is a file; name a folder, or FILE.npy for a single file.")
+    _check_name(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".process-{process}.lock")
+    door = FileLock(folder / _DOOR_LOCK)
+    own = FileLock(folder / f".process-{process}-of-{processes}.lock")
     try:
-        lock.acquire(timeout=0)
+        with door:
+            _enter(folder, own, process, processes)
+        yield VectorFolder(folder, process, processes)
+    finally:
+        with door:
+            own.release()
+            # Refused before anything was written; processes that are still inside count rows, or wait for who does.
+            if made and not (folder / MANIFEST).exists() and not any(map(_is_held, folder.glob(_PROCESS_LOCKS))):
+                _remove_locks_and_folder(folder)
+
+
+def _check_name(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is a file; name a folder, or FILE.npy for a single file.")
+    kind = folder.suffix.lower().removeprefix(".")
+    if kind in SUFFIXES and not folder.exists():
+        cure = (
+            "For a single file write .npy in small letters" if kind == "npy" else f"Write --format {kind} --output DIR"
+        )
+        raise ConfigError(f"--output {folder} would be a folder with the name of a file. {cure}.")
+
+
+def _enter(folder: Path, own: FileLock, process: int, processes: int) -> None:
+    """Take the own lock and clear up; called by one process at a time.
+
+    Shards are shared out by the number of processes, so that those of a job with another number could be in the making
+    by both. Of the same number each makes its own.
+    """
+    try:
+        own.acquire(timeout=0)
+        others = (path for path in folder.glob(_PROCESS_LOCKS) if not path.name.endswith(f"-of-{processes}.lock"))
+        busy = any(map(_is_held, others))
     except Timeout:
+        busy = True
+    if busy:
         raise ConfigError(
             f"another run is writing to {folder}. Wait until it has ended, or name another --output. Processes that are to "
             "share the work are started together, by torchrun or accelerate launch."
-        ) from None
+        )
+    for leftover in folder.glob(f".{STEM}*"):
+        number = leftover.name.removeprefix(f".{STEM}").partition(".")[0]
+        if number.isdecimal() and int(number) % processes == process:
+            leftover.unlink()
+
+
+def _is_held(path: Path) -> bool:
+    lock = FileLock(path)
     try:
-        for leftover in folder.glob(f".{_STEM}*"):
-            number = leftover.name.removeprefix(f".{_STEM}").partition(".")[0]
-            if number.isdecimal() and int(number) % processes == process:
-                leftover.unlink()
-        yield VectorFolder(folder, process, processes)
-    finally:
-        lock.release()
-        if made and not (folder / MANIFEST).exists():  # refused before anything was written
-            shutil.rmtree(folder, ignore_errors=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
-def _shards_of(manifest: dict) -> int:
-    return -(-manifest["rows"] // manifest["options"]["shard_rows"])
-
-
-def _read_manifest(folder: Path) -> dict:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["version"] == _VERSION and isinstance(manifest["shards"], list):
-            return manifest
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ConfigError(f"{path} is damaged, or not a manifest of vectors. {_BEGIN_AGAIN}")
+def _remove_locks_and_folder(folder: Path) -> None:
+    with suppress(OSError):  # whatever else lies there is not ours, and keeps the folder
+        for path in (folder / _MANIFEST_LOCK, *folder.glob(_PROCESS_LOCKS), folder / _DOOR_LOCK):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _fault(path: Path, entry: dict) -> str | None:
@@ -219,28 +252,6 @@ def _fault(path: Path, entry: dict) -> str | None:
     if (size := path.stat().st_size) != entry["bytes"]:
         return f"has {size:,} bytes instead of {entry['bytes']:,}"
     return None if sha256_of(path) == entry["sha256"] else "is damaged (its checksum differs)"
-
-
-def _differences(begun: dict, origin: dict) -> list[str]:
-    """What of the model, the options and the data is not as it was, in words."""
-    found = []
-    for part in ("model", "options"):
-        for name in sorted((begun[part].keys() | origin[part].keys()) - {"name"}):
-            before, now = begun[part].get(name), origin[part].get(name)
-            if before == now:
-                continue
-            if name.endswith("_sha256"):
-                found.append(f"another {name.removesuffix('_sha256')} of the model")
-            else:
-                found.append(
-                    f"{name} {json.dumps(before, ensure_ascii=False)} (now {json.dumps(now, ensure_ascii=False)})"
-                )
-    before, now = begun["data"], origin["data"]
-    if len(before) != len(now):
-        found.append(f"{len(before):,} data files (now {len(now):,})")
-    elif changed := [new for old, new in zip(before, now, strict=True) if old["sha256"] != new["sha256"]]:
-        found.append(f"other data ({changed[0]['path']} is not the same file)")
-    return found
 
 
 class VectorShards(Sequence):
@@ -329,10 +340,10 @@ def open_vectors(folder: str | Path, *, verify: bool = False) -> VectorShards:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} is not a folder of vectors: it has no {MANIFEST}. Make one with simcse-hf encode.")
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if not manifest["complete"]:
         raise DataError(
-            f"{folder} is not finished: {len(manifest['shards']):,} of {_shards_of(manifest):,} shards are there. Run the encode "
+            f"{folder} is not finished: {len(manifest['shards']):,} of {shards_of(manifest):,} shards are there. Run the encode "
             "command again: it goes on with the next."
         )
     for entry in manifest["shards"]:
