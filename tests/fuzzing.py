@@ -46,7 +46,7 @@ from simcse_hf.stages import first_stage_arguments
 from simcse_hf.tables import read_table
 from simcse_hf.teacher import _open_vectors as open_vectors
 from simcse_hf.text import normalize_text
-from simcse_hf.tokenization import load_tokenizer
+from simcse_hf.tokenization import load_tokenizer, text_of_its_own
 from simcse_hf.training_corpus import Reading, views_of_files
 from simcse_hf.vector_shards import open_vectors as open_vector_folder
 from simcse_hf.vector_shards import vector_folder
@@ -376,7 +376,8 @@ def loads_model(folder_kind: str, changed: dict[str, bytes], *, whole: bool = Fa
             attempt(load_tokenizer, str(folder), names=names),
         ]
         if not refused(parts[2]):
-            attempt(parts[2], "고추를 말리고 3, 4")
+            attempt(parts[2], text_of_its_own(parts[2]))
+            _cuts_or_lacks_a_piece(parts[2], "고추를 말리고 3, 4")
         if whole:
             encoder = attempt(SentenceEncoder.from_pretrained, str(folder), pooler_type="avg", device="cpu")
             if not refused(encoder):
@@ -384,6 +385,15 @@ def loads_model(folder_kind: str, changed: dict[str, bytes], *, whole: bool = Fa
                 assert refused(vectors) or vectors.shape[0] == 2
                 return not refused(vectors)
         return not any(refused(part) for part in parts)
+
+
+def _cuts_or_lacks_a_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """One without an unknown token fails at any text with a character that it lacks."""
+    try:
+        attempt(tokenizer, text)
+    except Exception as error:
+        if type(error) is not Exception or ("unk" not in str(error).lower()):
+            raise
 
 
 def reads_sentencepiece(data: bytes) -> bool:

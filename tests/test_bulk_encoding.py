@@ -431,7 +431,7 @@ def test_search_over_a_folder_finds_what_search_finds(encode, encoder, corpus, b
     for hits, expected in zip(found, search(encoder, queries, TEXTS, top_k=7), strict=True):
         assert [(hit.sentence, hit.index) for hit in hits] == [(hit.sentence, hit.index) for hit in expected]
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
-    with pytest.raises(DataError, match=r"holds the vectors of other files \(.*a\.txt"):
+    with pytest.raises(DataError, match=r"holds the vectors of other files \(.*b\.txt"):
         search_folder(encoder, queries, vectors, [f"{corpus}/a.txt"])
     other = SentenceEncoder.from_pretrained(str(backbone_dir()), pooler_type="max", max_seq_length=24, device="cpu")
     with pytest.raises(ValueError, match="other settings of it .*; pooler_type differ"):
@@ -512,10 +512,21 @@ def test_the_command_writes_goes_on_after_a_signal_and_says_what_it_did(
 
 def test_an_interrupted_single_file_leaves_nothing_and_says_so(command, encoder, tmp_path, capsys, monkeypatch) -> None:
     to_file = [part for part in command[:-1] if part not in ("--shard_rows", "12") and not part.endswith("b*")]
+    to_file[-1] = f"--output={tmp_path / 'v.npy'}"
     with monkeypatch.context() as patch:
         stop_after(encoder, patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert main([*to_file[:-1], f"--output={tmp_path / 'v.npy'}"]) == 130
+        assert main(to_file) == 130
     assert capsys.readouterr().err == "error: interrupted; nothing half-written was left.\n"
+
+    def full(*_) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_Digesting, "write", full)
+    assert main(to_file) == 2
+    says(
+        capsys.readouterr().err,
+        "error: the disk is full. Nothing half-written was left. Free space and run the command",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 

@@ -92,6 +92,13 @@ def test_a_broken_manifest_is_a_damaged_folder(tmp_path: Path, text: str) -> Non
     assert cached_folder(tmp_path, "kind", {}, build) == (folder, record)
 
 
+def test_a_file_that_was_not_built_makes_a_damaged_folder(tmp_path: Path) -> None:
+    folder, record = cached_folder(tmp_path, "kind", {}, build)
+    (folder / "c.bin").write_bytes(b"of somebody else")
+    assert cached_folder(tmp_path, "kind", {}, build) == (folder, record)
+    assert not (folder / "c.bin").exists()
+
+
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict:
         build(folder)

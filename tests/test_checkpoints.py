@@ -198,7 +198,7 @@ def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:
     assert changed_settings(folder, before) == []
     now = {"model": {"temperature": 0.1, "dims": (1, 2)}, "training": {"learning_rate": 2.0, "output_dir": "b"}}
     assert changed_settings(folder, before | {"arguments": now, "world_size": 1}) == [
-        "world_size: 2 -> 1",
+        "world_size: 2 -> 1, so this epoch sees some rows twice and others not",
         "temperature: 0.05 -> 0.1",
         "learning_rate: 1.0 -> 2.0, but the checkpoint's goes on",
     ]

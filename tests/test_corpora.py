@@ -50,6 +50,38 @@ def test_a_list_is_not_a_text() -> None:
         training_views([table("anchor positive negative", ["가", "나", ["다", "라"]])], RowReport())
 
 
+@pytest.mark.parametrize("value", [b"\xea\xb0\x80", True, ["가"]])
+def test_what_is_no_text_is_an_error_with_a_cure_or_counted(value) -> None:
+    rows = [("가", "나"), ("다", value)]
+    with pytest.raises(DataError, match=r"line 3: positive holds a \w+, not a text\. Write .* set on_bad_row to skip"):
+        training_views([table("anchor positive", *rows)], RowReport())
+    report = RowReport(on_bad_row="skip")
+    assert training_views([table("anchor positive", *rows)], report).rows == [("가", "나")]
+    assert report.as_dict()["dropped"] == {"not_a_text": 1} and report.examples == {"not_a_text": "a.tsv, line 3"}
+
+
+@pytest.mark.parametrize("value", [b"5", True, ["5"]])
+def test_a_score_or_label_that_is_no_text_is_judged_as_what_it_is(value) -> None:
+    rows = [("가", "나", 1), ("가", "다", value)]
+    with pytest.raises(DataError, match="line 3: the score is .*, which is not a number.*on_bad_row"):
+        training_views([table("sentence1 sentence2 score", *rows)], RowReport(), train_as="scores")
+    report = RowReport(on_bad_row="skip")
+    assert training_views([table("sentence1 sentence2 score", *rows)], report, train_as="scores").values == [0.2]
+    assert dict(report.dropped) == {"unusable_score": 1}
+    with pytest.raises(DataError, match=r"line 3: the score is .*, which is not a number") as caught:
+        scored_pairs(sts(*rows), "set")
+    assert repr(value) in str(caught.value)
+    report = RowReport(on_bad_row="skip")
+    rows = [("가", "나", "neutral"), ("가", "다", value)]
+    assert training_views([table("premise hypothesis label", *rows)], report, train_as="labels").values == [2]
+    assert dict(report.dropped) == {"unknown_label": 1}
+
+
+def test_an_evaluation_set_with_what_is_no_text_is_refused_with_a_cure() -> None:
+    with pytest.raises(DataError, match=r"line 2: sentence2 holds a bytes, not a text\. Write .*Mend the row\.$"):
+        scored_pairs(sts(("가", b"x", 1), ("가", "나", 2)), "set")
+
+
 @pytest.mark.parametrize(
     ("columns", "shape", "views"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import family_tokenizers
 import numpy as np
 import pytest
+import torch
 from fuzzing import (
     TARGETS,
     attempt,
@@ -25,13 +26,14 @@ from fuzzing import (
 )
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from tokenizers import normalizers
 from torch import ones, tensor
 
 from simcse_hf.backbones import load_config
+from simcse_hf.benchmark import open_encoder
 from simcse_hf.encoder import SentenceEncoder
-from simcse_hf.errors import ModelError
+from simcse_hf.errors import ForeignModulesError, ModelError
 from simcse_hf.sentence_transformers_layout import read_layout
 from simcse_hf.sentencepiece_tokenizer import is_character_map, read_sentencepiece, tokenizer_of
 from simcse_hf.tokenization import load_tokenizer
@@ -185,6 +187,34 @@ def test_a_layout_that_says_nonsense_is_refused(case: str, tmp_path: Path) -> No
     refusal = attempt(read_layout, folder, names=[folder])
     assert isinstance(refusal, ModelError), refusal
     assert [fragment for fragment in fragments if fragment not in str(refusal)] == [], str(refusal)
+
+
+def test_a_head_without_a_bias_is_a_chain_of_others_and_not_damaged(tmp_path: Path) -> None:
+    weights = save({"linear.weight": torch.eye(8)})
+    settings_of_head = {"in_features": 8, "out_features": 8, "bias": False}
+    settings_of_head["activation_function"] = "torch.nn.modules.activation.Tanh"
+    changes = {"2_Dense/model.safetensors": weights, "2_Dense/config.json": json.dumps(settings_of_head).encode()}
+    folder = spoiled(tmp_path, "head", changes)
+    with pytest.raises(ForeignModulesError, match="a Dense module without a bias"):
+        read_layout(folder)
+    encode, description = open_encoder(folder, device="cpu")
+    assert description["loader"] == "sentence-transformers"
+    assert encode(["할머니가 마당에서"]).shape == (1, 8)
+
+
+def test_a_chain_of_others_with_pickled_weights_is_refused_with_the_cure(tmp_path: Path) -> None:
+    folder = spoiled(
+        tmp_path,
+        "head",
+        {"1_Pooling/config.json": b'{"word_embedding_dimension": 8, "pooling_mode_lasttoken": true}'},
+    )
+    weights = Path(folder, "model.safetensors")
+    torch.save(load_file(weights), Path(folder, "pytorch_model.bin"))
+    assert open_encoder(folder, device="cpu")[1]["loader"] == "sentence-transformers"
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin only, a pickle.*save_pretrained.*safetensors") as caught:
+        open_encoder(folder, device="cpu")
+    assert folder in str(caught.value)
 
 
 def test_a_head_that_does_not_fit_the_encoder_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import errno
 import gzip
 import json
 import os
@@ -21,6 +22,7 @@ from simcse_hf.corpora import TrainingViews, scored_pairs, training_views
 from simcse_hf.errors import DataError
 from simcse_hf.files import read_lines
 from simcse_hf.row_report import RowReport
+from simcse_hf.strict_json import flat_fields, parse_json, parse_json_line
 from simcse_hf.tables import expand_paths, read_table
 from simcse_hf.training_corpus import Reading, views_of_files
 
@@ -74,12 +76,15 @@ DEEP = '{"text": ' + "[" * 5000
 SPOILT_JSON = {
     "brackets nested too deeply": (DEEP + "]" * 5000 + "}", "brackets are nested too deeply"),
     "brackets that do not end": (DEEP, "brackets are nested too deeply"),
-    "a number of 5,000 digits": ('{"text": ' + "9" * 5000 + "}", "a number has more digits than can be read"),
-    "half a character": ('{"text": "\\uD83d"}', r"half a character \(\\ud83d\)"),
-    "half a character in a field nobody reads": ('{"text": "가", "id": "\\udc00"}', r"half a character \(\\udc00\)"),
-    "half a character in a name": ('{"text": "가", "\\udfff": 1}', r"half a character \(\\udfff\)"),
-    "a field twice": ('{"text": "가", "text": "나"}', "the field 'text' occurs twice in an object"),
-    "two ways to one name": ('{"text": "나", "a.b": 1, "a": {"b": 2}}', r"two fields are called 'a\.b'"),
+}
+# In the place of a "text" or of an "id" in an object "labels", of which only the text is read.
+SPOILT_VALUES = {
+    "a number of 5,000 digits": ("9" * 5000, "holds a number of more digits than can be read"),
+    "half a character": ('"잘린 \\uD83d"', r"holds half a character \(\\ud83d\), which no text can hold"),
+    "a field twice": ('"가", "{field}": "나"', "stands twice in the row"),
+    "a field twice with white space": ('"가: 나", "{field}"\t : "나"', "stands twice in the row"),
+    "an object twice": ('"가"}}, "labels": {{"{field}": "나"', "stands twice in the row"),
+    "two ways to one name": ('"가"}}, "labels.{field}": "나", "more": {{"a": 1', "stands twice in the row"),
 }
 
 
@@ -92,12 +97,108 @@ def test_json_that_cannot_be_used_is_a_malformed_row(case: str, tmp_path: Path) 
     views = sentences(path, on_bad_row="skip")
     assert views.rows == [("가",), ("다",)]
     assert (views.report.read, dict(views.report.dropped)) == (3, {"unusable_json": 1})
-    first = write(tmp_path, "b.jsonl", f"{spoilt_row}\n".encode())
-    with pytest.raises(DataError, match=rf"b\.jsonl, (line 1|item 0): {expected}"):
+    first = write(tmp_path, "b.jsonl", f'{spoilt_row}\n{{"text": "다"}}\n'.encode())
+    with pytest.raises(DataError, match=rf"b\.jsonl, line 1: {expected}"):
         sentences(first)
+    assert sentences(first, on_bad_row="skip").rows == [("다",)]
     whole = write(tmp_path, "c.json", f'[{{"text": "가"}}, {spoilt_row}]'.encode())
-    with pytest.raises(DataError, match=rf"c\.json(, item 1)?: {expected}"):
+    with pytest.raises(DataError, match=rf"c\.json: {expected}.*use \.jsonl"):
         sentences(whole)
+
+
+def record(number: int, spoilt_field: str = "", spoilt: str = "") -> str:
+    """An object with a sentence and a number, one of them replaced."""
+    values = {"text": f'"문장 {number}"', "id": str(number)}
+    if spoilt_field:
+        values[spoilt_field] = spoilt.replace("{field}", spoilt_field).replace("{{", "{").replace("}}", "}")
+    return '{"labels": {"text": ' + values["text"] + ', "id": ' + values["id"] + "}}"
+
+
+def labelled_sentences(path: Path, on_bad_row: str = "error") -> TrainingViews:
+    report = RowReport(on_bad_row=on_bad_row)
+    table = read_table(path, report)
+    table.columns[table.columns.index("labels.text")] = "text"
+    return training_views([table], report)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("case", SPOILT_VALUES)
+def test_a_value_that_cannot_be_used_matters_to_who_reads_it(case: str, place: int, tmp_path: Path) -> None:
+    value, problem = SPOILT_VALUES[case]
+    for name, where in (("a.jsonl", f"line {place + 1}"), ("a.json", f"item {place}")):
+        for field in ("text", "id"):
+            rows = [record(0), record(1), record(2)]
+            rows[place] = record(place, field, value)
+            path = write(
+                tmp_path, name, ("[" + ",\n".join(rows) + "]" if name == "a.json" else "\n".join(rows)).encode()
+            )
+            sound = [(f"문장 {number}",) for number in range(3)]
+            if field == "id":
+                assert labelled_sentences(path).rows == sound
+                continue
+            with pytest.raises(DataError, match=rf"{name}, {where}: text {problem}\. Mend the row"):
+                labelled_sentences(path)
+            views = labelled_sentences(path, on_bad_row="skip")
+            assert views.rows == sound[:place] + sound[place + 1 :]
+            assert views.report.as_dict()["dropped"] == {"unusable_value": 1} and views.report.read == 3
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        '"meta": {"a": 1, "a": 2}',
+        '"raw": "\\ud83d"',
+        '"\\udfff": 1',
+        '"tags": [{"a": 1, "a": 2}]',
+        '"id": ' + "9" * 5000,
+        '"a.b": 1, "a": {"b": 2}',
+    ],
+    ids=lambda unread: unread[:20],
+)
+def test_what_nobody_reads_stops_no_run(unread: str, tmp_path: Path) -> None:
+    rows = ['{"text": "가나", ' + unread + "}", '{"text": "다"}', '{"text": "라", ' + unread + "}"]
+    for name, content in (("a.jsonl", "\n".join(rows)), ("a.json", "[" + ",".join(rows) + "]")):
+        assert sentences(write(tmp_path, name, content.encode())).rows == [("가나",), ("다",), ("라",)]
+
+
+def test_a_first_row_that_is_none_is_skipped_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '["가", {}, {"text": "나"}]'.encode())
+    with pytest.raises(DataError, match=r"item 0: a row must be an object with named fields, not str\..*on_bad_row"):
+        sentences(path)
+    views = sentences(path, on_bad_row="skip")
+    assert views.rows == [("나",)]
+    assert (views.report.read, dict(views.report.dropped)) == (3, {"not_an_object": 2})
+    path = write(tmp_path, "b.json", b"[1, 2]")
+    with pytest.raises(DataError, match=r"b\.json holds no rows that can be used"):
+        sentences(path, on_bad_row="skip")
+
+
+def test_a_list_of_rows_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{"data": [{"text": "가"}], "data": [{"text": "나"}]}'.encode())
+    with pytest.raises(DataError, match="the field 'data' stands twice"):
+        sentences(path)
+    path = write(tmp_path, "b.json", '{"version": 1, "version": 2, "data": [{"text": "가"}]}'.encode())
+    assert sentences(path).rows == [("가",)]
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.integers() | st.text(st.sampled_from('가:": \t\\'), max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('ab: "', max_size=2), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(usual, max_examples=examples(200))
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", 'c":', "d"]), JSON_VALUES), max_size=4),
+    st.sampled_from([":", " :", ": ", "\t:", "\r: "]),
+)
+def test_a_line_is_parsed_as_strictly_as_a_file(pairs: list[tuple[str, object]], colon: str) -> None:
+    """However it is spaced, and whatever colons are in its texts."""
+    text = "{" + ", ".join(f"{json.dumps(name)}{colon}{json.dumps(value)}" for name, value in pairs) + "}"
+    assert flat_fields(parse_json_line(text)) == flat_fields(parse_json(text))
+    names = [name for name, _ in pairs]
+    assert isinstance(parse_json_line(text), dict) == (len(set(names)) == len(names))
 
 
 def test_whole_characters_that_are_escaped_in_halves_are_text(tmp_path: Path) -> None:
@@ -127,8 +228,10 @@ def test_a_field_may_be_nested_as_deep_as_brackets_can_be(tmp_path: Path) -> Non
 )
 def test_values_that_are_no_text_are_not_written_out_as_if_they_were(column: pa.Array, tmp_path: Path) -> None:
     path = write(tmp_path, "a.parquet", parquet_file(pa.table({"text": column})))
-    with pytest.raises(DataError, match=r"a\.parquet, row 0: text holds a \w+, not a text"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 0: text holds a \w+, not a text\. Write the column as text"):
         sentences(path)
+    with pytest.raises(DataError, match="2 dropped: not a text"):
+        sentences(path, on_bad_row="skip")
 
 
 def test_numbers_are_text_and_what_is_missing_is_empty(tmp_path: Path) -> None:
@@ -230,6 +333,20 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 )
 def test_a_name_that_no_file_can_have_leads_nowhere(name: str) -> None:
     assert isinstance(attempt(expand_paths, [name]), DataError)
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EACCES, False), (errno.EIO, False), (errno.ENAMETOOLONG, True)])
+def test_a_file_that_may_not_be_looked_at_is_not_called_missing(
+    number: int, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exists(path: Path) -> bool:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(DataError if passes else OSError) as caught:
+        expand_paths(["locked/a.txt"])
+    assert isinstance(caught.value, DataError) == passes
+    assert passes or caught.value.errno == number
 
 
 def test_a_name_that_no_record_can_hold_is_refused_before_the_work(tmp_path: Path) -> None:

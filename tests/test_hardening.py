@@ -339,6 +339,7 @@ def test_a_manifest_of_the_cache_takes_no_file_from_elsewhere(tmp_path: Path) ->
         return {"made": 1}
 
     folder, _ = cached_folder(tmp_path / "cache", "kind", {}, build)
+    assert (folder / "rows").read_bytes() == b"rows"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     write(tmp_path, "outside", b"rows")
     manifest["files"]["../../outside"] = manifest["files"].pop("rows")
@@ -346,7 +347,7 @@ def test_a_manifest_of_the_cache_takes_no_file_from_elsewhere(tmp_path: Path) ->
     (folder / "rows").write_bytes(b"changed")
     again, _ = cached_folder(tmp_path / "cache", "kind", {}, build)
     assert again == folder
-    assert (folder / "rows").read_bytes() == b"rows" or "rows" not in manifest["files"]
+    assert (folder / "rows").read_bytes() == b"rows"
 
 
 # --- network ----------------------------------------------------------------------------------------------------------

@@ -271,3 +271,32 @@ def test_what_would_train_something_else_is_refused(why: str, tmp_path: Path) ->
     assert done.returncode != 0
     assert f"error: {message}" in done.stderr, done.stderr[-3000:]
     assert not (tmp_path / "out/simcse_run.json").exists() and not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+FAILS_ON_RANK_1 = """
+import errno, os, sys
+from pathlib import Path
+from simcse_hf.cli import main
+from simcse_hf.trainer import SimCSETrainer
+
+save = SimCSETrainer._save_rng_state
+
+def full(self, output_dir):
+    if os.environ["RANK"] == "1" and self.state.global_step == 2:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        Path(output_dir, "rng_state_1.pth").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", output_dir)
+    save(self, output_dir)
+
+SimCSETrainer._save_rng_state = full
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_a_process_that_fails_while_saving_leaves_no_checkpoint_that_looks_whole(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(FAILS_ON_RANK_1, encoding="utf-8")
+    settings = {"eval_task": "none", "max_steps": 4, "save_steps": 1, "load_best_model_at_end": False}
+    done = start([*TORCHRUN, tmp_path / "fails.py", *flags(tmp_path / "run", settings, EXACT)])
+    assert done.returncode == 1
+    assert "error: the disk is full" in done.stderr and "error: another process of this job is gone" in done.stderr
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-1"]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,13 @@ def test_a_run_resumed_at_any_of_its_checkpoints_ends_as_the_whole_one(settings,
         assert_same_end(whole, again)
 
 
+def score_as(scores: Iterator[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each evaluation give the next of these."""
+    monkeypatch.setattr(
+        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
+    )
+
+
 def remove_after(step: int, run_dir: Path) -> None:
     for checkpoint in checkpoints_of(run_dir):
         if int(checkpoint.name.removeprefix("checkpoint-")) > step:
@@ -116,10 +123,7 @@ def test_patience_is_counted_on_and_a_run_it_ended_stays_ended(settings) -> None
 
 def test_the_best_checkpoint_is_never_removed(settings, monkeypatch) -> None:
     """The first evaluation is the best, and later checkpoints are more than may be kept."""
-    scores = iter([0.9, *[0.1 + step / 100 for step in range(STEPS)]])
-    monkeypatch.setattr(
-        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
-    )
+    score_as(iter([0.9, *[0.1 + step / 100 for step in range(STEPS)]]), monkeypatch)
     assert main(training(settings | {"save_total_limit": 1, "load_best_model_at_end": True})) == 0
     assert [path.name for path in checkpoints_of(settings["output_dir"])] == [f"checkpoint-{STEPS}", "checkpoint-1"]
     record = json.loads((settings["output_dir"] / "simcse_run.json").read_text(encoding="utf-8"))
@@ -130,10 +134,7 @@ def test_the_best_is_saved_also_between_the_steps_at_which_is_saved(settings, mo
     """Else its score would be recorded, and another checkpoint released; and a resumed run would choose another."""
     scores = [0.1, 0.5, 0.9, 0.2, 0.3, 0.25]
     settings |= {"save_steps": 2, "max_steps": 6, "load_best_model_at_end": True}
-    left = iter(scores)
-    monkeypatch.setattr(
-        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(left), "alignment": 0.0}
-    )
+    score_as(iter(scores), monkeypatch)
     assert main(training(settings)) == 0
     whole = settings["output_dir"]
     names = [path.name for path in checkpoints_of(whole)]
@@ -142,7 +143,7 @@ def test_the_best_is_saved_also_between_the_steps_at_which_is_saved(settings, mo
     shutil.copytree(whole, again)
     (again / "simcse_run.json").unlink()
     remove_after(4, again)
-    left = iter(scores[4:])
+    score_as(iter(scores[4:]), monkeypatch)
     assert main(training(settings | {"output_dir": again}, "--resume_from_checkpoint", "auto")) == 0
     for folder in (whole, again):
         record = json.loads((folder / "simcse_run.json").read_text(encoding="utf-8"))
@@ -155,16 +156,13 @@ def test_without_a_choice_the_best_score_stands_though_it_was_not_saved(
     """Patience counts from it."""
     scores = [0.9, 0.1, 0.2, 0.3, 0.25, 0.2]
     settings |= {"save_steps": 2, "max_steps": 6, "load_best_model_at_end": False}
-    left = iter(scores)
-    monkeypatch.setattr(
-        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(left), "alignment": 0.0}
-    )
+    score_as(iter(scores), monkeypatch)
     assert main(training(settings)) == 0
     whole, again = settings["output_dir"], tmp_path / "again"
     shutil.copytree(whole, again)
     (again / "simcse_run.json").unlink()
     remove_after(2, again)
-    left = iter(scores[2:])
+    score_as(iter(scores[2:]), monkeypatch)
     assert main(training(settings | {"output_dir": again}, "--resume_from_checkpoint", "auto")) == 0
     for folder in (whole, again):
         record = json.loads((folder / "simcse_run.json").read_text(encoding="utf-8"))
@@ -206,10 +204,7 @@ def test_an_evaluation_at_the_start_is_not_repeated_by_a_resumed_run(settings) -
 
 def test_a_run_whose_folder_moved_keeps_its_best_checkpoint(settings, tmp_path, monkeypatch) -> None:
     """The state names the old place, where nothing is; unprotected, the next checkpoint would push it out."""
-    scores = iter([0.9, 0.1, 0.2, 0.3])
-    monkeypatch.setattr(
-        "simcse_hf.trainer.compute_sts_metrics", lambda _: lambda _: {"cosine_spearman": next(scores), "alignment": 0.0}
-    )
+    score_as(iter([0.9, 0.1, 0.2, 0.3]), monkeypatch)
     settings |= {"save_total_limit": 2, "load_best_model_at_end": True, "max_steps": 2}
     assert main(training(settings)) == 0
     moved = tmp_path / "moved"
@@ -324,7 +319,8 @@ def test_a_forked_worker_can_still_be_terminated(monkeypatch) -> None:
     with StopWhenAsked():
         worker = os.fork()
         if worker == 0:
-            os.kill(os.getpid(), signal.SIGINT)  # of a terminal, to all: not the worker's to act on
+            for _ in range(2):  # of a terminal, to all: not the worker's to act on
+                os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, to all
             os.kill(os.getpid(), signal.SIGTERM)  # of the data loader
             os._exit(0)

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import family_tokenizers
 import pytest
-from transformers import BertConfig, PreTrainedTokenizerBase, RobertaConfig, T5Config
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+    TokenizersBackend,
+)
 
 from simcse_hf.errors import ModelError
 from simcse_hf.sample import SAMPLES
@@ -74,6 +82,49 @@ def test_a_tokenizer_that_cannot_pad_is_refused(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=rf"'{folder}' has no padding token; set one with tokenizer\.pad_token"):
         load_tokenizer(str(folder))
+
+
+SYLLABLES = {token: number for number, token in enumerate(["[PAD]", "[CLS]", "[SEP]", *"비온다눈이네내일"])}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel(SYLLABLES, unk_token="[UNK]"),
+        models.WordPiece(SYLLABLES, unk_token="[UNK]"),
+        models.Unigram([(piece, -1.0) for piece in SYLLABLES], None),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_tokenizer_without_an_unknown_token_is_sound(
+    model: models.Model, tmp_path: Path, text_config: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It fails at what its vocabulary lacks, and cuts what that holds."""
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", SYLLABLES["[CLS]"]), ("[SEP]", SYLLABLES["[SEP]"])]
+    )
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer("비온다")["input_ids"] == [1, 3, 4, 5, 2]
+    check_tokenizer(tokenizer, text_config(vocab_size=len(SYLLABLES)), 16, reads_cls=True)
+    assert f"'{tmp_path}' has no unknown token and fails at a text with a character" in caplog.text
+
+
+@pytest.mark.parametrize("panic", [TypeError("wrong"), type("PanicException", (BaseException,), {})("range.")])
+def test_a_tokenizer_that_fails_at_every_text_is_refused(
+    folder: Path, panic: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for failure in (panic, Exception("never.")):
+
+        def fail(*_, failure: BaseException = failure, **__):
+            raise failure
+
+        monkeypatch.setattr(TokenizersBackend, "__call__", fail)
+        with pytest.raises(ModelError, match=r"cannot cut a text: (wrong|range|never)\. It is damaged\.$"):
+            load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])

@@ -255,6 +255,7 @@ SPOILT = [
     (("options", "output_dtype"), [], r"options\.output_dtype is \[\]"),
     (("options", "more"), [[[[[[[[1]]]]]]]], "brackets are nested too deeply"),
     (("data",), {}, r"data is \{\}"),
+    (("data", 0, "path"), "\ud800", "it is not UTF-8"),
     (("data", 0), "a.txt", r"data\[0\] is no object"),
     (("data", 0, "path"), 1, r"data\[0\]\.path is 1"),
     (("data", 0, "sha256"), DELETED, r"data\[0\]\.sha256 is missing"),
@@ -307,7 +308,7 @@ def test_a_manifest_that_was_tampered_with_is_refused_by_readers_and_writers(
         (b"[]", "it is no object"),
         (b"\xff", "it is not UTF-8"),
         (b"[" * 100_000, "brackets are nested too deeply"),
-        (b'{"version": 1, "version": 1}', "the field 'version' occurs twice"),
+        (b'{"version": ' + b"9" * 5000 + b"}", "a number of too many digits"),
     ],
 )
 def test_what_is_no_manifest_is_refused(content: bytes, fault: str, tmp_path: Path) -> None:
@@ -446,8 +447,7 @@ def test_who_made_the_folder_does_not_remove_it_under_others(tmp_path: Path) -> 
     first.__enter__()
 
     def count() -> list[int]:
-        with pytest.raises(KeyboardInterrupt):
-            first.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        assert not first.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
         return [ROWS]
 
     with vector_folder(folder, 1, 2) as output:

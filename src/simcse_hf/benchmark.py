@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
@@ -58,6 +59,12 @@ def open_encoder(
                 f"'{name_or_path}' has pickled weights that torch does not load, because a pickle can run code. Use safetensors."
             ) from None
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError) as failure:
+            if isinstance(failure, OSError) and _has_only_pickled_weights(name_or_path):
+                raise ModelError(
+                    f"'{name_or_path}' has weights in pytorch_model.bin only, a pickle, which is not loaded because it can run "
+                    "code. If you trust it, convert it once: SentenceTransformer(folder).save_pretrained(other_folder) writes "
+                    "safetensors."
+                ) from None
             raise ModelError(f"sentence-transformers cannot load '{name_or_path}': {one_line(failure)}") from failure
         if options.get("max_seq_length") is not None:
             peer.max_seq_length = options["max_seq_length"]
@@ -87,6 +94,16 @@ def _check_modules(name_or_path: str) -> None:
                 f"{name_or_path} has the module {shortened(module['type'])}, which is code of its own, or of another package. "
                 "Read it, and if you trust it, add --trust_remote_code."
             )
+
+
+def _has_only_pickled_weights(name_or_path: str) -> bool:
+    """Whether the backbone of a local folder has weights as a pickle, and none as safetensors."""
+    backbone = Path(name_or_path, read_json(name_or_path, "modules.json")[0]["path"])
+
+    def has(name: str) -> bool:
+        return any((backbone / f"{name}{ending}").is_file() for ending in ("", ".index.json"))
+
+    return has("pytorch_model.bin") and not has("model.safetensors")
 
 
 def run_benchmark(

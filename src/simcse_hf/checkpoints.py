@@ -52,6 +52,19 @@ _GOES_ON = {
     "save_steps",
 }
 
+# A resumed epoch skips as many rows as were trained on: of another order, other rows.
+_CHANGES_ORDER = {
+    "world_size",
+    "per_device_train_batch_size",
+    "scored_batch_size",
+    "gradient_accumulation_steps",
+    "mixing",
+    "seed",
+    "data_seed",
+    "shuffle_buffer",
+    "source_weights",
+}
+
 
 def seal(folder: Path, facts: dict) -> None:
     """Write the checksums of all files in a folder, after the disk has taken them.
@@ -300,8 +313,6 @@ def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
     for group, values in now.get("arguments", {}).items():
         earlier = before.get("arguments", {}).get(group, {})
         pairs += [(name, earlier[name], values.get(name)) for name in sorted(earlier) if name not in _CHANGES_NOTHING]
-    return [
-        f"{name}: {old} -> {new}" + (", but the checkpoint's goes on" if name in _GOES_ON else "")
-        for name, old, new in pairs
-        if old != new
-    ]
+    means = dict.fromkeys(_GOES_ON, ", but the checkpoint's goes on")
+    means |= dict.fromkeys(_CHANGES_ORDER, ", so this epoch sees some rows twice and others not")
+    return [f"{name}: {old} -> {new}{means.get(name, '')}" for name, old, new in pairs if old != new]

@@ -8,6 +8,7 @@ docs/differences.md). Both schemas are read.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -113,7 +114,14 @@ def read_layout(name_or_path: str, **hub_kwargs) -> SentenceTransformersLayout |
                 "only the tanh head behind cls pooling can be loaded here. Load it with sentence_transformers."
             )
         tensors = {"linear.weight": 2, "linear.bias": 1}
-        weight, bias = _read_tensors(name_or_path, f"{paths['Dense']}/model.safetensors", tensors, **hub_kwargs)
+        weight, bias = _read_tensors(
+            name_or_path, f"{paths['Dense']}/model.safetensors", tensors, may_lack=("linear.bias",), **hub_kwargs
+        )
+        if bias is None:
+            raise ForeignModulesError(
+                f"{name_or_path} has a Dense module without a bias; only one with a bias can be loaded here. Load it with "
+                "sentence_transformers."
+            )
         if not weight.shape == (len(bias), len(bias)):
             raise ForeignModulesError(
                 f"{name_or_path} has a Dense module of the shape {list(weight.shape)} with {len(bias)} biases; only one that "
@@ -255,8 +263,10 @@ def _layer_mixture(name_or_path: str, start: object, weights: list[float]) -> tu
     )
 
 
-def _read_tensors(name_or_path: str, filename: str, dimensions: dict[str, int], **hub_kwargs) -> list[Tensor]:
-    """The tensors of a file by name, each with so many dimensions."""
+def _read_tensors(
+    name_or_path: str, filename: str, dimensions: dict[str, int], *, may_lack: Sequence[str] = (), **hub_kwargs
+) -> list[Tensor | None]:
+    """The tensors of a file by name, each with so many dimensions; None for one that it may lack, and does."""
     path = find_file(name_or_path, filename, **hub_kwargs)
     if path is None:
         raise ModelError(
@@ -268,12 +278,14 @@ def _read_tensors(name_or_path: str, filename: str, dimensions: dict[str, int], 
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{filename} in {name_or_path} cannot be read ({shortened(error)}). It is damaged.") from None
     for name, number in dimensions.items():
+        if name in may_lack and name not in tensors:
+            continue
         if name not in tensors or tensors[name].dim() != number or not tensors[name].is_floating_point():
             found = f"{tensors[name].dtype} {list(tensors[name].shape)}" if name in tensors else "nothing"
             raise ModelError(
                 f"{filename} in {name_or_path} holds {found} as {name}, not numbers of {number} dimensions. It is damaged."
             )
-    return [tensors[name] for name in dimensions]
+    return [tensors.get(name) for name in dimensions]
 
 
 def _write_json(path: Path, content) -> None:

@@ -60,16 +60,21 @@ def parse_json_line(text: str):
         content = _PLAIN_DECODER.decode(text)
     except (ValueError, RecursionError):
         return parse_json(text)
-    # Every field has a colon outside of quotation marks: with as many colons as fields, none stands twice.
-    return content if type(content) is dict and text.count(":") == _fields_of(content) else parse_json(text)
+    return content if type(content) is dict and _has_no_more_fields(text, content) else parse_json(text)
 
 
-def _fields_of(record: dict) -> int:
-    """How many fields an object has, those of objects right inside of it included."""
+def _has_no_more_fields(text: str, record: dict) -> bool:
+    """Whether none stands twice, because the text has no more colons behind names than the object has fields.
+
+    False may also mean that this cannot be told so easily.
+    """
     fields = len(record)
     if dict in map(type, record.values()):
         fields += sum(len(value) for value in record.values() if type(value) is dict)
-    return fields
+    if text.count(":") == fields:
+        return True
+    # Some are within a text. Those behind a name follow its quotation mark, or the white space behind that.
+    return text.count('":') == fields and not any(space in text for space in (" :", "\t:", "\r:", "\n:"))
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict | RepeatingObject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from .sentencepiece_tokenizer import between_cls_and_sep, is_character_map, read
 # Classes whose order of special tokens is XLNet's, or that were derived from it.
 _XLNET_KIND = ("XLNetTokenizer", "XLNetTokenizerFast", "KoBERTTokenizer")
 
-_COMMON_AND_UNKNOWN = "가 \U00013080"  # no vocabulary holds hieroglyphs
+_COMMON = "가"
+_UNKNOWN = "\U00013080"  # no vocabulary holds hieroglyphs
+_TRIED_PIECES = 64
+
+logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_kwargs) -> PreTrainedTokenizerBase:
@@ -47,17 +52,56 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False, **hub_
 
 
 def _try_out(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
-    """Refuse a tokenizer that loads and then fails at a text, for example because its settings are of a wrong type."""
+    """Refuse a tokenizer that loads and then fails at a text, for example because its settings are of a wrong type.
+
+    One without an unknown token (a vocabulary of syllables, say) fails at a character that it lacks, as it is meant to:
+    that is a warning, if it cuts what its vocabulary holds.
+    """
     try:
         _check_character_maps(tokenizer, name_or_path)
-        tokenizer(_COMMON_AND_UNKNOWN)
+        text_of_its_own(tokenizer)
+        lacking = _failure_for_lack_of_a_piece(tokenizer, f"{_COMMON} {_UNKNOWN}")
     except ModelError:
         raise
     except BaseException as error:  # tokenizers raises plain Exception, and classes of others what they like
         _raise_if_not_of_the_library(error)
-        raise ModelError(
-            f"the tokenizer of '{name_or_path}' cannot cut a text: {shortened(' '.join(str(error).split()), 500)} It is damaged."
-        ) from error
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__, 500).rstrip(".")
+        raise ModelError(f"the tokenizer of '{name_or_path}' cannot cut a text: {reason}. It is damaged.") from error
+    if lacking is not None:
+        logger.warning(
+            "the tokenizer of '%s' has no unknown token and fails at a text with a character that its vocabulary lacks (%s). "
+            "Leave such texts out, or give it an unknown token.",
+            name_or_path,
+            shortened(" ".join(str(lacking).split())),
+        )
+
+
+def text_of_its_own(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text that a tokenizer can cut: a common syllable, or else a piece of its vocabulary.
+
+    Raises:
+        Exception: That of the tokenizer, which can cut none of them.
+    """
+    if (failure := _failure_for_lack_of_a_piece(tokenizer, _COMMON)) is None:
+        return _COMMON
+    ids = range(0, len(tokenizer), max(1, len(tokenizer) // _TRIED_PIECES))
+    pieces = tokenizer.convert_ids_to_tokens([token for token in ids if token not in tokenizer.all_special_ids])
+    for piece in filter(None, pieces):  # ids may have gaps
+        for text in (piece, tokenizer.convert_tokens_to_string([piece])):  # without a mark of words, where it has one
+            if text and _failure_for_lack_of_a_piece(tokenizer, text) is None:
+                return text
+    raise failure
+
+
+def _failure_for_lack_of_a_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> Exception | None:
+    """What the Rust code says to a text that it has no pieces for: a plain Exception, as nothing else raises."""
+    try:
+        tokenizer(text)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        return error
+    return None
 
 
 def _raise_if_not_of_the_library(error: BaseException) -> None:
@@ -127,7 +171,7 @@ def check_tokenizer(
         raise ModelError(
             "this tokenizer has no [CLS] token (those of T5 and KoBART have none), but a cls pooler reads it. Use pooler_type avg."
         )
-    if reads_cls and tokenizer("가")["input_ids"][0] != tokenizer.cls_token_id:
+    if reads_cls and tokenizer(text_of_its_own(tokenizer))["input_ids"][0] != tokenizer.cls_token_id:
         raise ModelError(
             "this tokenizer does not put its [CLS] token first (XLNet's kind puts it last), but a cls pooler reads the "
             "first token. Use the model's own tokenizer class, or pooler_type avg."

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 from .errors import ConfigError, shortened
-from .strict_json import UnusableJSONError, parse_json
 from .vector_files import DTYPES, SUFFIXES
 
 MANIFEST = "manifest.json"
@@ -19,6 +18,7 @@ BEGIN_AGAIN = "Name another --output, or remove the folder to begin again."
 
 _GREATEST = 1 << 48  # of any number in it; beyond, not even an empty array of so many rows can be made
 _LEVELS = 8  # of brackets; a manifest has four
+_TOO_DEEP = "brackets are nested too deeply"
 # Of the model and the options: what may change between two runs that fill one folder.
 _NO_MATTER = {"name", "batch_tokens"}  # the second is noted for each shard; earlier manifests have it here
 
@@ -35,14 +35,21 @@ def read_manifest(folder: Path) -> dict:
     """
     path = folder / MANIFEST
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
         _check(manifest)
+        if "\\u" in text:  # a half of a character can be read so, and not be written again
+            json.dumps(manifest, ensure_ascii=False).encode("utf-8")
         return manifest
     except json.JSONDecodeError as error:
         fault = f"line {error.lineno} is not JSON"
-    except UnicodeDecodeError:
+    except UnicodeError:
         fault = "it is not UTF-8"
-    except (UnusableJSONError, _Fault) as error:
+    except ValueError:  # of int(), which reads 4,300 digits
+        fault = "it has a number of too many digits"
+    except RecursionError:
+        fault = _TOO_DEEP
+    except _Fault as error:
         fault = str(error)
     raise ConfigError(f"{path} is damaged, or not a manifest of vectors: {fault}. {BEGIN_AGAIN}")
 
@@ -85,7 +92,7 @@ def differences(begun: dict, origin: dict) -> list[str]:
 
 def _check(manifest: object) -> None:
     if _is_deeper(manifest, _LEVELS):
-        raise _Fault("brackets are nested too deeply")
+        raise _Fault(_TOO_DEEP)
     if (version := _field(manifest, "version", int)) != VERSION:
         raise _Fault(f"its version is {version}, and this program reads {VERSION}")
     complete, rows = _field(manifest, "complete", bool), _field(manifest, "rows", int, least=1)
