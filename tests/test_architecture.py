@@ -75,8 +75,8 @@ LAYERS = [
         "process_guards",
         "vector_files",
     },
-    {"table_shapes", "embedding", "sts_metric", "cosent", "symmetric", "training_guards", "vector_shards"},
-    {"corpora", "auxiliary", "token_passes", "angle"},
+    {"table_shapes", "embedding", "sts_metric", "cosent", "symmetric", "training_guards", "vector_manifest"},
+    {"corpora", "auxiliary", "token_passes", "angle", "vector_shards"},
     {
         "objectives",
         "corpus_folder",

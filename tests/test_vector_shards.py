@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -448,6 +449,10 @@ def test_who_made_the_folder_does_not_remove_it_under_others(tmp_path: Path) -> 
 
     def count() -> list[int]:
         assert not first.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        with pytest.raises(ConfigError, match="another run"), vector_folder(folder):
+            pytest.fail("the lock of process 1 went with the folder")
+        with pytest.raises(Timeout):
+            FileLock(folder / ".manifest.lock").acquire(timeout=0)
         return [ROWS]
 
     with vector_folder(folder, 1, 2) as output:
