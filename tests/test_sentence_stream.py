@@ -87,7 +87,7 @@ def test_sentences_are_normalised_and_samples_are_found(tmp_path: Path) -> None:
     [
         ("a.txt", "하나\n\n셋\n \n", r"a\.txt, line 2: an empty sentence \(2 in all\)\. .*remove the empty ones"),
         ("a.jsonl", '{"text": "하나"}\n{"text": ""}\n', r"a\.jsonl, line 2: an empty sentence \(1 in all\)"),
-        ("a.jsonl", '{"text": "하나"}\n{"text": "\\ud83d"}\n', r"a\.jsonl, line 2: half a character"),
+        ("a.jsonl", '{"text": "하나"}\n{"text": "\\ud83d"}\n', r"a\.jsonl, line 2: text holds half a character"),
         ("a.tsv", "text\n", r"a\.tsv holds no sentence"),
         (
             "a.tsv",

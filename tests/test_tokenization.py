@@ -127,6 +127,21 @@ def test_a_tokenizer_that_fails_at_every_text_is_refused(
             load_tokenizer(str(folder))
 
 
+def test_a_tokenizer_that_fails_at_a_rare_character_for_another_reason_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = TokenizersBackend.__call__
+
+    def fail(tokenizer: TokenizersBackend, text: str, **options):
+        if text != "가":
+            raise TypeError("wrong")
+        return cut(tokenizer, text, **options)
+
+    monkeypatch.setattr(TokenizersBackend, "__call__", fail)
+    with pytest.raises(ModelError, match=r"cannot cut a text: wrong\. It is damaged\.$"):
+        load_tokenizer(str(folder))
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
 def test_a_tokenizer_that_fits_is_let_through(
     tokenizer: PreTrainedTokenizerBase, text_config: Callable, kind: str

@@ -431,7 +431,7 @@ def test_wherever_the_disk_is_full_nothing_half_written_is_left(tmp_path: Path, 
 
 def test_half_a_character_is_named(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = new(tmp_path_factory, '{"text": "가"}\n{"text": "나\\ud83d"}\n', "a.jsonl")
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: half a character \(\\ud83d\)"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: text holds half a character \(\\ud83d\)"):
         views_of_files([path], Reading(), tmp_path)
 
 
