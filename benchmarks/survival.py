@@ -38,6 +38,7 @@ from simcse_hf.versions import package_versions
 
 STEPS = 24
 LONGEST = 120  # seconds for a whole run
+STARTS = "=== a start"  # in the log
 GRACE = 15  # seconds for a process to notice that the other is gone
 
 
@@ -102,16 +103,21 @@ def killed_run(output_dir: Path, arguments: argparse.Namespace, seconds: float, 
     """Start, kill and start again, at most so many times; then let the run come to its end."""
     kills = []
     while len(kills) < most:
+        left_over = entries(output_dir)
         processes = begin(output_dir, arguments.processes)
         moment = chance.choices(("anywhere", ".checkpoint-", STAGING), weights=(5, 3, 2))[0]
-        killed = kill(processes, output_dir, moment, chance.random(), seconds, chance)
+        killed = kill(processes, output_dir, left_over, moment, seconds, chance)
         if not killed:  # it came to its end first
             return kills
         left = list(checkpoints_of(output_dir)) if output_dir.exists() else []
         for checkpoint in left:
             assert (damage := damage_of(checkpoint)) is None, f"{checkpoint}: {damage}"
         kills.append(
-            {"moment": moment_of(output_dir), "checkpoints": len(left), "last": left[0].name if left else None}
+            {
+                "moment": moment_of(output_dir, left_over),
+                "checkpoints": len(left),
+                "last": left[0].name if left else None,
+            }
         )
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
     wait_for_all(begin(output_dir, arguments.processes), LONGEST)
@@ -138,6 +144,8 @@ def work_on(output_dir: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     output_dir.parent.mkdir(exist_ok=True)
     with (output_dir.parent / f"{output_dir.name}.log").open("ab") as log:
+        log.write(f"{STARTS}\n".encode())
+        log.flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     settings = {
@@ -169,16 +177,16 @@ def work_on(output_dir: Path, environment: dict[str, str]) -> None:
         os._exit(code)  # without what the process that forked would do at its end
 
 
-def kill(processes, output_dir: Path, moment: str, share: float, seconds: float, chance: random.Random) -> bool:
+def kill(processes, output_dir: Path, left_over: set, moment: str, seconds: float, chance: random.Random) -> bool:
     """SIGKILL one of the processes; False where all had ended before."""
     start = time.perf_counter()
     if moment == "anywhere":
-        time.sleep(share * seconds)
+        time.sleep(chance.random() * seconds)
     else:
-        while not written_now(output_dir, moment) and any(process.is_alive() for process in processes):
+        while not written_since(left_over, output_dir, moment) and any(process.is_alive() for process in processes):
             assert time.perf_counter() - start < LONGEST, "the run is not getting anywhere"
             time.sleep(0.0005)
-        time.sleep(0.1 * share**2)
+        time.sleep(0.1 * chance.random() ** 2)
     victim = chance.choice(processes)
     if victim.exitcode is not None:
         wait_for_all(processes, LONGEST)
@@ -200,21 +208,28 @@ def wait_for_all(processes, seconds: float) -> float:
     return time.perf_counter() - start
 
 
-def written_now(output_dir: Path, prefix: str) -> bool:
+def entries(output_dir: Path) -> set[tuple[str, int]]:
+    """Names and inodes: what a kill left is there again, by name, when the next start writes its own."""
+    found = set()
     with contextlib.suppress(OSError):
-        return any(path.name.startswith(prefix) for path in output_dir.iterdir())
-    return False
+        for path in output_dir.iterdir():
+            with contextlib.suppress(OSError):
+                found.add((path.name, path.stat().st_ino))
+    return found
 
 
-def moment_of(output_dir: Path) -> str:
-    """What the killed process was at, by what it left."""
-    names = [path.name for path in output_dir.iterdir()] if output_dir.exists() else []
-    if any(name.startswith(STAGING) for name in names):
+def written_since(left_over: set, output_dir: Path, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name, _ in entries(output_dir) - left_over)
+
+
+def moment_of(output_dir: Path, left_over: set) -> str:
+    """What the killed process was at, by what it left and logged."""
+    if written_since(left_over, output_dir, STAGING):
         return "releasing"
-    if any(name.startswith(".checkpoint-") for name in names):
+    if written_since(left_over, output_dir, ".checkpoint-"):
         return "saving"
     log = (output_dir.parent / f"{output_dir.name}.log").read_text(encoding="utf-8", errors="replace")
-    this_start = log.rpartition("training data:")[2]
+    this_start = log.rpartition(STARTS)[2]
     return "training" if "{'loss'" in this_start or "{'eval" in this_start else "preparing"
 
 

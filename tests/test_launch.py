@@ -300,3 +300,12 @@ def test_a_process_that_fails_while_saving_leaves_no_checkpoint_that_looks_whole
     assert done.returncode == 1
     assert "error: the disk is full" in done.stderr and "error: another process of this job is gone" in done.stderr
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-1"]
+
+
+def test_two_stages_train_on_two_processes(tmp_path: Path) -> None:
+    stage = tmp_path / "stage.json"
+    stage.write_text(json.dumps({"learning_rate": 2e-4, "max_steps": 2}), encoding="utf-8")
+    settings = {"eval_task": "none", "load_best_model_at_end": False, "first_stage": stage, "max_steps": 3}
+    done = start([*TORCHRUN, RUN_SIMCSE, *flags(tmp_path / "run", settings, EXACT)])
+    assert done.returncode == 0, done.stderr
+    assert [record_of(tmp_path / f"run{folder}")["steps"] for folder in ("/first_stage", "")] == [2, 3]

@@ -308,11 +308,25 @@ def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
         checkpoint: Sealed with such facts.
         facts: `arguments` (`{"model": {...}, "data": {...}, "training": {...}}`), `world_size` and `mixed_precision`.
     """
-    before, now = facts_of(checkpoint), json.loads(json.dumps(facts, default=str))  # JSON knows no tuples
+    before, now = facts_of(checkpoint), json.loads(json.dumps(facts, default=str))
     pairs = [(name, before.get(name), now.get(name)) for name in ("world_size", "mixed_precision") if name in before]
-    for group, values in now.get("arguments", {}).items():
-        earlier = before.get("arguments", {}).get(group, {})
-        pairs += [(name, earlier[name], values.get(name)) for name in sorted(earlier) if name not in _CHANGES_NOTHING]
+    pairs = [each for each in pairs if each[1] != each[2]] + changed(before.get("arguments", {}), now["arguments"])
     means = dict.fromkeys(_GOES_ON, ", but the checkpoint's goes on")
     means |= dict.fromkeys(_CHANGES_ORDER, ", so this epoch sees some rows twice and others not")
-    return [f"{name}: {old} -> {new}{means.get(name, '')}" for name, old, new in pairs if old != new]
+    return [f"{name}: {old} -> {new}{means.get(name, '')}" for name, old, new in pairs]
+
+
+def changed(before: dict, now: dict) -> list[tuple[str, object, object]]:
+    """Name, old and new value of the arguments that differ and change something.
+
+    Args:
+        before: `{"model": {...}, "data": {...}, "training": {...}}`, as a record keeps them.
+        now: The same of another run.
+    """
+    now = json.loads(json.dumps(now, default=str))  # JSON knows no tuples
+    return [
+        (name, old, now.get(group, {}).get(name))
+        for group, values in before.items()
+        for name, old in sorted(values.items())
+        if name not in _CHANGES_NOTHING and old != now.get(group, {}).get(name)
+    ]

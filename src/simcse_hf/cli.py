@@ -17,6 +17,7 @@ from typing import NoReturn
 from .errors import ConfigError, DataError, SimCSEError, shortened
 from .failures import explain_failure
 from .interruption import Terminated, sigterm_as_exception
+from .run_folder import RunFinished
 
 logger = logging.getLogger("simcse_hf")
 
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         try:
             return _run(argv)
+        except RunFinished as error:
+            print(error)
+            return error.exit_code
         except SimCSEError as error:
             message, code = str(error), error.exit_code
         except Exception as error:

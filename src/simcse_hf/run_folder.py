@@ -2,34 +2,104 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import PARTIAL, checkpoint_to_resume, checkpoints_of
-from .errors import ConfigError, ModelError
+from .checkpoints import PARTIAL, changed, checkpoint_to_resume, checkpoints_of
+from .errors import ConfigError, SimCSEError
 from .files import STAGING
 from .stages import FOLDER
 
+logger = logging.getLogger(__name__)
 
-def resume_point(training_args: SimCSETrainingArguments) -> Path | None:
-    """The checkpoint to go on from, or None; one process chooses for all.
+_LOCK = ".run.lock"
+_PATIENCE = 60.0  # seconds: a job that was started again may meet the one before, which is saving
+
+
+class RunFinished(SimCSEError):
+    """This very run has ended before; there is nothing to do."""
+
+    exit_code = 0
+
+
+@contextmanager
+def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) -> Iterator[Path | None]:
+    """The folder of a run, for this run alone inside the block; yields the checkpoint to go on from, or None.
+
+    One process looks and chooses for all.
+
+    Args:
+        training_args: `output_dir`, `resume_from_checkpoint` and `first_stage` among them.
+        arguments: Of the run, as its record keeps them.
 
     Raises:
+        ConfigError: The folder cannot be written, holds what this run would replace, or another run is at work there.
         ModelError: See `checkpoints.checkpoint_to_resume`.
+        RunFinished: With `resume_from_checkpoint` auto, where the folder holds this run's end.
     """
-    choice = [None, None]
-    if training_args.process_index == 0:
-        try:
-            choice[0] = checkpoint_to_resume(training_args.resume_from_checkpoint, Path(training_args.output_dir))
-        except ModelError as error:
-            choice[1] = str(error)
-    found, error = broadcast_object_list(choice)
-    if error is not None:
-        raise ModelError(error)
+    output_dir, choice = Path(training_args.output_dir), [None, None]
+    lock = FileLock(output_dir / _LOCK)
+    try:
+        if training_args.process_index == 0:
+            try:
+                if output_dir.is_dir():
+                    _wait_for(lock, output_dir)
+                    _refuse_what_is_finished(training_args, arguments)
+                choice[0] = _resume_point(training_args)
+            except SimCSEError as error:
+                choice[1] = error
+        checkpoint, error = broadcast_object_list(choice)
+        if error is not None:
+            raise error
+        own = checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve()
+        claim_output_dir(training_args, resuming=own)
+        if training_args.process_index == 0 and not lock.is_locked:
+            _wait_for(lock, output_dir)
+        yield checkpoint
+    finally:
+        if lock.is_locked:
+            (output_dir / _LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def _wait_for(lock: FileLock, output_dir: Path) -> None:
+    try:
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return
+        logger.warning("another run is at work in %s; waiting a minute for its end.", output_dir)
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise ConfigError(
+            f"another run is at work in {output_dir}. Wait until it has ended, or name another output_dir."
+        ) from None
+    except (OSError, NotImplementedError):  # a folder that cannot be written, which is said later; or no locks there
+        return
+
+
+def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict) -> None:
+    record = Path(training_args.output_dir) / "simcse_run.json"
+    if training_args.resume_from_checkpoint not in ("auto", "true", "True") or not record.exists():
+        return
+    stored = json.loads(record.read_text(encoding="utf-8"))
+    if not changed(stored["arguments"], arguments):
+        raise RunFinished(f"finished before, nothing to do: {training_args.output_dir}")
+
+
+def _resume_point(training_args: SimCSETrainingArguments) -> Path | None:
+    wanted, output_dir = training_args.resume_from_checkpoint, Path(training_args.output_dir)
+    found = checkpoint_to_resume(wanted, output_dir)
+    if found is not None and training_args.first_stage and found.resolve().parent == (output_dir / FOLDER).resolve():
+        return None  # the first stage goes on from it, and the second from the first's result
     return found
 
 
@@ -78,3 +148,5 @@ def claim_output_dir(training_args: SimCSETrainingArguments, *, resuming: bool) 
         ]
         for folder in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
+        for file in output_dir.glob(".simcse_run.json.*"):
+            file.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
+from .failures import explain_failure
 from .files import staged_folder, write_json
 from .method import warnings_of_folder
 from .metrics import sts_correlations
@@ -28,7 +29,7 @@ from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives
 from .release import check_release, write_release
-from .run_folder import claim_output_dir, resume_point
+from .run_folder import claimed_output_dir
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
 from .sharded_weights import whole_model
@@ -62,14 +63,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     """Train, evaluate and release; with `first_stage` after another training.
 
     Raises:
+        RunFinished: With `resume_from_checkpoint` auto, where this very run has ended before.
         SimCSEError: Anything the user can cure; see the message.
     """
-    clock = {"start": time.perf_counter()}
     _check_precision(training_args)
     if data_args.streaming:
         check_streaming(model_args, data_args, training_args)
-    checkpoint = resume_point(training_args)
-    claim_output_dir(training_args, resuming=checkpoint is not None)
+    if data_args.eval_task in (None, "none"):
+        _switch_off_evaluation(training_args)
+    with claimed_output_dir(training_args, _arguments(model_args, data_args, training_args)) as checkpoint:
+        return _train(model_args, data_args, training_args, checkpoint)
+
+
+def _train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: SimCSETrainingArguments,
+    checkpoint: Path | None,
+) -> TrainingRun:
+    clock = {"start": time.perf_counter()}
     stage = first_stage_arguments(model_args, data_args, training_args) if training_args.first_stage else None
     started_from = warnings_of_folder(model_args.model_name_or_path or "")
 
@@ -226,9 +238,18 @@ def _first_stage(stage: Arguments) -> dict:
         logger.info("the first stage is finished: %s", output_dir)
     else:
         logger.info("first stage, into %s", output_dir)
-        record = train(*stage).record
+        train(*stage)
+        record = json.loads(finished.read_text(encoding="utf-8"))  # as every process finds it
     kept = ("data", "scored_data", "before", "results", "steps", "arguments", "model_config")
     return {"output_dir": str(output_dir), **{key: record.get(key) for key in kept}}
+
+
+def _arguments(model_args: ModelArguments, data_args: DataArguments, training_args: SimCSETrainingArguments) -> dict:
+    return {
+        "model": dataclasses.asdict(model_args),
+        "data": dataclasses.asdict(data_args),
+        "training": training_args.to_dict(),
+    }
 
 
 def _record_of_settings(
@@ -238,11 +259,7 @@ def _record_of_settings(
     model: SimCSEModel,
 ) -> dict:
     return {
-        "arguments": {
-            "model": dataclasses.asdict(model_args),
-            "data": dataclasses.asdict(data_args),
-            "training": training_args.to_dict(),
-        },
+        "arguments": _arguments(model_args, data_args, training_args),
         "model_config": model.config.to_dict(),
         "world_size": training_args.world_size,
         "mixed_precision": training_args.mixed_precision,
@@ -261,6 +278,8 @@ def _build_trainer(model: SimCSEModel, training_args: SimCSETrainingArguments, *
     except SimCSEError:
         raise
     except (ImportError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if explain_failure(error):
+            raise
         raise ConfigError(f"the trainer cannot be set up with these arguments: {one_line(error)}") from error
     trainer.optimizer = trainer.lr_scheduler = None
     return trainer
@@ -272,13 +291,17 @@ def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainin
     Without one there is nothing to choose a checkpoint by, and the last is released.
     """
     if data_args.eval_task in (None, "none"):
-        training_args.eval_strategy = "no"
-        training_args.load_best_model_at_end = False
-        training_args.early_stopping_patience = None
-        if training_args.save_strategy == "best":
-            raise ConfigError("save_strategy best needs an eval_task to judge by.")
+        _switch_off_evaluation(training_args)
         return None
     return load_sts(data_args.eval_task, data_dir=data_args.data_dir)
+
+
+def _switch_off_evaluation(training_args: SimCSETrainingArguments) -> None:
+    training_args.eval_strategy = "no"
+    training_args.load_best_model_at_end = False
+    training_args.early_stopping_patience = None
+    if training_args.save_strategy == "best":
+        raise ConfigError("save_strategy best needs an eval_task to judge by.")
 
 
 def evaluate(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets: list[ScoredPairs]) -> list[STSResult]:

@@ -125,10 +125,13 @@ class SimCSETrainer(Trainer):
             ModelError: The checkpoint cannot be loaded into this model.
             TrainingInterrupted: By such a signal.
         """
-        if resume_from_checkpoint is not None:
-            self.args.eval_on_start = False  # the run has started long ago
-        with self.stop_when_asked:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        at_start = self.args.eval_on_start
+        self.args.eval_on_start = at_start and resume_from_checkpoint is None  # a resumed run has started long ago
+        try:
+            with self.stop_when_asked:
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.args.eval_on_start = at_start
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss; `num_items_in_batch` is ignored on purpose.
