@@ -269,3 +269,11 @@ def test_kills_at_random_moments_are_survived(tmp_path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "survival-1.json").read_text(encoding="utf-8"))
     assert record["kills"] == 3 == sum(record["by_moment"].values())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_document_says_what_was_measured(processes: int) -> None:
+    measured = json.loads((REPOSITORY / f"benchmarks/results/survival-{processes}.json").read_text(encoding="utf-8"))
+    moments = " | ".join(str(number) for number in measured["by_moment"].values())
+    row = f"| {processes} | {measured['kills']} | {moments} | {measured['runs']} |"
+    assert row in (REPOSITORY / "docs/resuming.md").read_text(encoding="utf-8")
