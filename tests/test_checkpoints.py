@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainerState
 
 from simcse_hf.checkpoints import (
     SEAL,
     changed_settings,
+    check_loaded,
     check_same_data,
     checkpoint_to_resume,
     checkpoints_of,
@@ -252,3 +254,14 @@ def test_every_file_is_on_the_disk_before_the_seal_is(tmp_path, monkeypatch) -> 
     checkpoint(tmp_path, 1)
     assert set(synced[:5]) == {"0.distcp", "model.safetensors", "trainer_state.json", "scheduler.pt", "rng_state.pth"}
     assert synced[5].startswith(f".{SEAL}") and synced[6:] == ["checkpoint-1", "shards"]
+
+
+def test_weights_tied_to_one_that_was_loaded_are_not_missing() -> None:
+    """T5 stores one of the two names of its embeddings."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    check_loaded(model, ["1.weight"], [])
+    with pytest.raises(ValueError, match="2 differ, 0.weight among them"):
+        check_loaded(model, ["0.weight", "1.weight"], [])
+    with pytest.raises(ValueError, match="1 differ, strange among them"):
+        check_loaded(model, [], ["strange"])

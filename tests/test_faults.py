@@ -114,7 +114,7 @@ def test_settings_that_changed_before_a_resumption_are_named(good, caplog) -> No
 
 def test_a_checkpoint_of_another_model_is_one_sentence(good, refused, backbone_dir) -> None:
     assert main(training(good)) == 0
-    other = training(good | {"model_name_or_path": backbone_dir("distilbert"), "pooler_type": "avg"})
+    other = training(good | {"model_name_or_path": backbone_dir("distilbert"), "pooler_type": "avg", "max_steps": 3})
     message = refused([*other, "--resume_from_checkpoint", "auto"])
     says(message, "checkpoint-2 cannot be resumed", "its weights are not those of this model", "another model")
 

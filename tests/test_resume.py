@@ -362,6 +362,7 @@ def test_a_signal_to_the_whole_group_reaches_workers_too_and_the_checkpoint_is_s
     (tmp_path / "train.tsv").write_text(TRIPLETS, encoding="utf-8")
     log = tmp_path / "log"
     settings |= {"max_steps": 100_000, "eval_steps": 1000, "save_steps": 1000, "dataloader_num_workers": 2}
+    settings |= {"dataloader_persistent_workers": True}  # or some would be starting just then
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(REPOSITORY / "run_simcse.py"), *training(settings)[1:]],

@@ -33,6 +33,18 @@ def test_a_finished_run_that_is_started_again_says_so_and_does_nothing(evaluatio
     assert times(settings["output_dir"]) == before and hidden(settings["output_dir"]) == []
 
 
+def test_a_finished_run_of_other_settings_or_data_is_left_alone(good, refused) -> None:
+    settings = good | {"temperature": 0.05}
+    assert main(training(settings)) == 0
+    before = times(settings["output_dir"])
+    message = refused(training(settings | {"temperature": 0.1}, "--resume_from_checkpoint", "auto"))
+    says(message, "finished run", "temperature: 0.05 -> 0.1", "another output_dir")
+    with good["train_file"].open("a", encoding="utf-8") as file:
+        file.write("하나\t둘\t셋\n")
+    says(refused(training(settings, "--resume_from_checkpoint", "auto")), f"{good['train_file']} has another content")
+    assert times(settings["output_dir"]) == before
+
+
 def test_a_finished_run_may_be_continued_further(good) -> None:
     assert main(training(good)) == 0
     assert main(training(good | {"max_steps": 3}, "--resume_from_checkpoint", "auto")) == 0
@@ -98,6 +110,9 @@ def test_a_checkpoint_of_the_first_stage_is_for_the_first_stage(good, refused, m
     )
     assert first["steps"] == 3 and first["resumed"]["checkpoint"] == "checkpoint-2"
     assert second["steps"] == 4 and second["resumed"] is None
+    ended = times(settings["output_dir"])
+    assert main(training(settings, "--resume_from_checkpoint", "auto")) == 0
+    assert times(settings["output_dir"]) == ended, "a finished run of two stages"
     whole = tmp_path / "whole"
     assert main(training(settings | {"output_dir": whole})) == 0
     weights = [(folder / "model.safetensors").read_bytes() for folder in (settings["output_dir"], whole)]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 
 from safetensors import SafetensorError
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from .errors import DataError, ModelError, SimCSEError, shortened
 from .files import sha256_of, write_json
@@ -35,7 +35,6 @@ _CHANGES_NOTHING = {
     "logging_steps",
     "logging_first_step",
     "save_total_limit",
-    "write_release",
     "local_rank",
     "ddp_timeout",
 }
@@ -183,6 +182,24 @@ def checkpoint_to_resume(wanted: str | None, run_dir: Path) -> Path | None:
     if damage := damage_of(folder):
         raise ModelError(f"the checkpoint {wanted} is damaged: {damage}. Use auto to take the last one that is whole.")
     return folder
+
+
+def check_loaded(model: PreTrainedModel, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Refuse weights that are not those of a model: transformers would warn, and train on with what it has.
+
+    Args:
+        model: What they were loaded into.
+        missing: Names that were not among them; those tied to one that was are no matter.
+        unexpected: Names that the model lacks.
+
+    Raises:
+        ValueError: Names the first that differs.
+    """
+    own = model.state_dict(keep_vars=True)
+    loaded = {tensor.data_ptr() for name, tensor in own.items() if name not in missing}
+    lost = [name for name in missing if name in own and own[name].data_ptr() not in loaded]
+    if strange := sorted([*lost, *unexpected]):
+        raise ValueError(f"its weights are not those of this model ({len(strange)} differ, {strange[0]} among them)")
 
 
 @contextmanager

@@ -10,10 +10,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from .distributed import sum_over_processes, world_size
@@ -42,6 +44,25 @@ def sigterm_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def in_own_sessions(loader: DataLoader) -> DataLoader:
+    """Let workers of a loader start sessions of their own: signals to the group of the training do not reach them.
+
+    A worker that died of one would break the step that is to be finished.
+    """
+    start = partial(_leave_session, then=loader.worker_init_fn)
+    # accelerate's loaders iterate over the one that they wrap, and are themselves copied where batches are skipped.
+    for each in (loader, getattr(loader, "base_dataloader", loader)):
+        each.worker_init_fn = start
+    return loader
+
+
+def _leave_session(worker: int, *, then: Callable[[int], object] | None) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()
+    if then is not None:
+        then(worker)
 
 
 class StopWhenAsked(TrainerCallback):

@@ -16,12 +16,19 @@ from filelock import FileLock, Timeout
 from .arguments import SimCSETrainingArguments
 from .checkpoints import PARTIAL, changed, checkpoint_to_resume, checkpoints_of
 from .errors import ConfigError, SimCSEError
-from .files import STAGING
+from .files import STAGING, sha256_of
 from .stages import FOLDER
 
 logger = logging.getLogger(__name__)
 
 _LOCK = ".run.lock"
+_OF_THE_FIRST_STAGE = {
+    "model_name_or_path",
+    "pooler_type",
+    "head_init",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+}
 _PATIENCE = 60.0  # seconds: a job that was started again may meet the one before, which is saving
 
 
@@ -42,7 +49,8 @@ def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) 
         arguments: Of the run, as its record keeps them.
 
     Raises:
-        ConfigError: The folder cannot be written, holds what this run would replace, or another run is at work there.
+        ConfigError: The folder cannot be written, holds what this run would replace or a finished run of other settings
+            or data, or another run is at work there.
         ModelError: See `checkpoints.checkpoint_to_resume`.
         RunFinished: With `resume_from_checkpoint` auto, where the folder holds this run's end.
     """
@@ -87,12 +95,27 @@ def _wait_for(lock: FileLock, output_dir: Path) -> None:
 
 
 def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict) -> None:
-    record = Path(training_args.output_dir) / "simcse_run.json"
+    output_dir = Path(training_args.output_dir)
+    record = output_dir / "simcse_run.json"
     if training_args.resume_from_checkpoint not in ("auto", "true", "True") or not record.exists():
         return
     stored = json.loads(record.read_text(encoding="utf-8"))
-    if not changed(stored["arguments"], arguments):
-        raise RunFinished(f"finished before, nothing to do: {training_args.output_dir}")
+    differing = {name: f"{name}: {old} -> {new}" for name, old, new in changed(stored["arguments"], arguments)}
+    if training_args.first_stage:  # whose result the second stage was told to start from
+        differing = {name: words for name, words in differing.items() if name not in _OF_THE_FIRST_STAGE}
+    if differing.keys() & {"max_steps", "num_train_epochs"}:
+        return  # it is to be trained further
+    for part in filter(None, (stored.get("data"), stored.get("scored_data"))):
+        for source in part["sources"]:
+            path = Path(source.get("path") or "")
+            if path.is_file() and sha256_of(path) != source["sha256"]:
+                differing[str(path)] = f"{path} has another content"
+    if differing:
+        raise ConfigError(
+            f"{output_dir} holds a finished run, and this is another: {'; '.join(differing.values())}. Name another output_dir; or "
+            "raise max_steps or num_train_epochs to train that one further."
+        )
+    raise RunFinished(f"finished before, nothing to do: {output_dir}")
 
 
 def _resume_point(training_args: SimCSETrainingArguments) -> Path | None:

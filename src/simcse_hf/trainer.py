@@ -19,11 +19,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import PARTIAL, find_best_again, keep_only, resuming_from, seal, sync_folder
+from .checkpoints import PARTIAL, check_loaded, find_best_again, keep_only, resuming_from, seal, sync_folder
 from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
-from .interruption import StopWhenAsked
+from .interruption import StopWhenAsked, in_own_sessions
 from .metrics import METRIC_NAMES
 from .mixing import MixedBatches, follow_epochs
 from .modeling_simcse import SimCSEModel
@@ -173,7 +173,7 @@ class SimCSETrainer(Trainer):
             )
         loader = super().get_train_dataloader()
         lighten(loader, self.row_weights)
-        return loader
+        return in_own_sessions(loader)
 
     def _mixed_loader(self):
         args = self.args
@@ -204,7 +204,7 @@ class SimCSETrainer(Trainer):
         finally:
             self.accelerator.even_batches = even_batches
         follow_epochs(prepared)
-        return prepared
+        return in_own_sessions(prepared)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Trainer; where the loss has several parts, each is logged, and so is what their objectives count."""
@@ -217,7 +217,7 @@ class SimCSETrainer(Trainer):
         """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return in_own_sessions(super().get_eval_dataloader(eval_dataset))
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -354,11 +354,7 @@ class SimCSETrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result):
-        missing = set(load_result.missing_keys) - set(self.model._keys_to_ignore_on_save or ())
-        if strange := sorted({*missing, *load_result.unexpected_keys}):
-            raise ValueError(
-                f"its weights are not those of this model ({len(strange)} differ, {strange[0]} among them)"
-            )
+        check_loaded(self.model, load_result.missing_keys, load_result.unexpected_keys)
         super()._issue_warnings_after_load(load_result)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
