@@ -177,7 +177,7 @@ def test_a_finished_run_is_not_started_over(run):
     first = run(save_strategy="no", eval_strategy="no", load_best_model_at_end=False)
     before = (first.output_dir / "simcse_run.json").read_bytes()
     for resume in (None, "auto", "false"):
-        with pytest.raises(ConfigError, match="already holds a finished run"):
+        with pytest.raises(ConfigError, match="holds a finished run"):
             run(resume_from_checkpoint=resume)
     assert (first.output_dir / "simcse_run.json").read_bytes() == before
 
