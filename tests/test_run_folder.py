@@ -78,6 +78,19 @@ def test_two_runs_do_not_share_a_folder(good, refused, monkeypatch, caplog) -> N
     assert hidden(good["output_dir"]) == []
 
 
+def test_a_folder_that_cannot_be_locked_is_said_to_be_open_to_others(good, monkeypatch, caplog) -> None:
+    acquire = FileLock.acquire
+
+    def no_locks(self, *args, **kwargs):
+        if self.lock_file.endswith(".run.lock"):  # the data cache has locks of its own, on its own disk
+            raise OSError(37, "No locks available")
+        return acquire(self, *args, **kwargs)
+
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
+    assert main(training(good)) == 0
+    assert f"{good['output_dir']} cannot be locked" in caplog.text and "keeps a second run out" in caplog.text
+
+
 def test_a_run_holds_its_folder_while_it_trains(good, monkeypatch) -> None:
     seen = []
     at_call(2, lambda: seen.extend(path.name for path in good["output_dir"].glob(".run.lock")), monkeypatch)

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SEAL = "checksums.json"
 PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+LAST = ("auto", "true", "True")  # what resume_from_checkpoint says for the last one
+_NAME = re.compile(r"checkpoint-(\d+)")
 # Where a run is made and how it is watched changes no weight.
 _CHANGES_NOTHING = {
     "output_dir",
@@ -144,9 +146,6 @@ def checkpoints_of(run_dir: Path) -> Iterator[Path]:
             yield path
 
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-
-
 def last_whole_checkpoint(run_dir: Path) -> Path | None:
     """The last checkpoint of a run that is not damaged; each one passed over is named in a warning."""
     for path in checkpoints_of(run_dir):
@@ -168,7 +167,7 @@ def checkpoint_to_resume(wanted: str | None, run_dir: Path) -> Path | None:
     """
     if wanted in (None, "", "false", "False"):
         return None
-    if wanted in ("auto", "true", "True"):
+    if wanted in LAST:
         found = last_whole_checkpoint(run_dir)
         if found is None and (damaged := next(checkpoints_of(run_dir), None)):
             raise ModelError(

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import PARTIAL, changed, checkpoint_to_resume, checkpoints_of
+from .checkpoints import LAST, PARTIAL, changed, checkpoint_to_resume, checkpoints_of
 from .errors import ConfigError, SimCSEError
 from .files import STAGING, sha256_of
 from .stages import FOLDER
@@ -90,14 +90,14 @@ def _wait_for(lock: FileLock, output_dir: Path) -> None:
         raise ConfigError(
             f"another run is at work in {output_dir}. Wait until it has ended, or name another output_dir."
         ) from None
-    except (OSError, NotImplementedError):  # a folder that cannot be written, which is said later; or no locks there
-        return
+    except (OSError, NotImplementedError) as error:  # a file system without locks; or read-only, which is refused later
+        logger.warning("%s cannot be locked (%s), so nothing keeps a second run out of it.", output_dir, error)
 
 
 def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict) -> None:
     output_dir = Path(training_args.output_dir)
     record = output_dir / "simcse_run.json"
-    if training_args.resume_from_checkpoint not in ("auto", "true", "True") or not record.exists():
+    if training_args.resume_from_checkpoint not in LAST or not record.exists():
         return
     stored = json.loads(record.read_text(encoding="utf-8"))
     differing = {name: f"{name}: {old} -> {new}" for name, old, new in changed(stored["arguments"], arguments)}
