@@ -683,6 +683,11 @@ def test_debug_lets_the_exception_through(good, tmp_path, capsys) -> None:
     assert "error:" not in capsys.readouterr().err
 
 
+def test_debug_with_a_value_is_the_trainers_own_argument(good, capsys) -> None:
+    assert main(training(good, "--debug", "nonsense")) == 2
+    assert "argument --debug" in capsys.readouterr().err
+
+
 def test_a_defect_of_ours_is_not_dressed_up_as_a_mistake_of_the_user(good, monkeypatch) -> None:
     def defect(loss):
         raise RuntimeError("shapes do not match")

@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: Command line without the program's name; default: that of the process. `--debug`
-            anywhere lets errors through with their traceback.
+            anywhere lets errors through with their traceback (with a value, `train` takes it for
+            the trainer's own argument of that name).
 
     Returns:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [argument for argument in argv if argument != "--debug"]
+    argv, debug = _without_debug(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     with sigterm_as_exception():
@@ -63,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = 143 if isinstance(error, Terminated) else 130
     print(f"error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
     return code
+
+
+def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
+    following = [*argv[1:], "--"]
+    ours = [
+        argument == "--debug" and (argv[0] != "train" or after.startswith("-"))
+        for argument, after in zip(argv, following, strict=True)
+    ]
+    return [argument for argument, is_ours in zip(argv, ours, strict=True) if not is_ours], any(ours)
 
 
 def _what_runs(argv: list[str]) -> str | None:
