@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
-    following = [*argv[1:], "--"]
-    ours = [
-        argument == "--debug" and (argv[0] != "train" or after.startswith("-"))
-        for argument, after in zip(argv, following, strict=True)
-    ]
-    return [argument for argument, is_ours in zip(argv, ours, strict=True) if not is_ours], any(ours)
+    kept = []
+    for argument, following in zip_longest(argv, argv[1:], fillvalue="--"):
+        has_value = argv[0] == "train" and not following.startswith("-")
+        if argument != "--debug" or has_value:
+            kept.append(argument)
+    return kept, len(kept) < len(argv)
 
 
 def _what_runs(argv: list[str]) -> str | None:
