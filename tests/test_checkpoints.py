@@ -171,7 +171,7 @@ SOURCE = {"path": "a.txt", "sha256": "0" * 64, "rows": 3}
 
 def test_the_same_content_under_another_name_is_the_same_data(tmp_path) -> None:
     folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
-    check_same_data(folder, [SOURCE | {"path": "moved.txt"}])
+    check_same_data(folder, {"data": [SOURCE | {"path": "moved.txt"}], "evaluated_on": []})
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,18 @@ def test_the_same_content_under_another_name_is_the_same_data(tmp_path) -> None:
 def test_other_data_is_refused_with_both_cures(sources, words, tmp_path) -> None:
     folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
     with pytest.raises(DataError) as error:
-        check_same_data(folder, sources)
+        check_same_data(folder, {"data": sources, "evaluated_on": []})
     for word in [*words, "Put back the data", f"model_name_or_path {folder}"]:
         assert word in str(error.value)
+
+
+def test_scores_on_another_evaluation_set_are_not_mixed_with_those_there_are(tmp_path) -> None:
+    folder = checkpoint(tmp_path, 1, {"data": [], "evaluated_on": [SOURCE]})
+    other = SOURCE | {"path": "dev.tsv", "sha256": "1" * 64}
+    with pytest.raises(DataError, match=r"dev\.tsv is not what a\.txt was .* start a new run"):
+        check_same_data(folder, {"data": [], "evaluated_on": [other]})
+    for allowed in ([], [SOURCE | {"path": "moved.tsv"}]):  # no more evaluation, or that set elsewhere
+        check_same_data(folder, {"data": [], "evaluated_on": allowed})
 
 
 def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:

@@ -22,6 +22,7 @@ from simcse_hf.checkpoints import checkpoints_of, damage_of
 from simcse_hf.cli import main
 from simcse_hf.errors import TrainingError
 from simcse_hf.failures import explain_failure
+from simcse_hf.sample import SAMPLES
 from simcse_hf.training_guards import GradientCheck
 
 SCORED = {"eval_task": "sample:sts", "learning_rate": 1e-3}
@@ -98,6 +99,17 @@ def test_a_data_file_that_changed_between_start_and_resumption_is_refused(good, 
     assert names(good["output_dir"]) == ["checkpoint-1"]
     good["train_file"].write_bytes(before)
     assert main(training(settings | {"max_steps": 2}, "--resume_from_checkpoint", "auto")) == 0
+
+
+def test_an_evaluation_file_that_changed_before_a_resumption_is_refused(good, refused, tmp_path) -> None:
+    dev = tmp_path / "dev.tsv"
+    dev.write_bytes(SAMPLES["sts"].read_bytes())
+    settings = good | SCORED | {"eval_task": dev, "on_leakage": "report"}
+    assert main(training(settings | {"max_steps": 1})) == 0
+    dev.write_bytes(dev.read_bytes() + "봄이 왔다.\t봄이 되었다.\t4.5\n".encode())
+    more = ["--max_steps", "2", "--resume_from_checkpoint", "auto"]
+    says(refused(training(settings, *more)), str(dev), "when checkpoint-1 was saved", "another output_dir")
+    assert main(training(settings | {"eval_task": "none", "load_best_model_at_end": False}, *more)) == 0
 
 
 def test_settings_that_changed_before_a_resumption_are_named(good, caplog) -> None:

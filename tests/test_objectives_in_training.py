@@ -182,19 +182,37 @@ def test_a_head_for_training_only_is_there_in_both_stages(run, nli_file, tmp_pat
     assert (outcome.model.config.pooler_type, outcome.model.config.mlp_only_train) == ("cls", True)
 
 
-@pytest.mark.parametrize("setting", [{"learning_rate": 5e-4}, {"max_steps": 3}])
-def test_a_finished_first_stage_with_another_training_is_not_taken(
-    run, nli_file, tmp_path, monkeypatch, setting
-) -> None:
-    stage = tmp_path / "stage.json"
-    stage.write_text(json.dumps({"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2}))
+@pytest.fixture
+def finished_first_stage(run, nli_file, tmp_path, monkeypatch) -> tuple[Path, dict]:
+    """Its config, and what that says; the second stage has not begun."""
+    stage, settings = tmp_path / "stage.json", {"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2}
+    stage.write_text(json.dumps(settings))
     with monkeypatch.context() as patched:
         patched.setattr("simcse_hf.train.set_seed", stop_at_the_second_call())
         with pytest.raises(KeyboardInterrupt):
             run(first_stage=str(stage))
-    stage.write_text(json.dumps({"train_file": [str(nli_file)], "train_as": "labels", "max_steps": 2} | setting))
-    with pytest.raises(ConfigError, match="first stage with other settings"):
+    return stage, settings
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 5e-4}, {"max_steps": 3}, {"lr_scheduler_type": "constant"}])
+def test_a_finished_first_stage_with_another_training_is_not_taken(run, finished_first_stage, setting) -> None:
+    stage, settings = finished_first_stage
+    stage.write_text(json.dumps(settings | setting))
+    with pytest.raises(ConfigError, match=f"first stage with other settings or data: {next(iter(setting))}: "):
         run(first_stage=str(stage), resume_from_checkpoint="auto")
+
+
+def test_a_finished_first_stage_of_other_data_is_not_taken(run, finished_first_stage, nli_file) -> None:
+    with nli_file.open("a", encoding="utf-8") as file:
+        file.write("비가 온다.\t땅이 젖는다.\tentailment\n")
+    with pytest.raises(ConfigError, match=f"other settings or data: {nli_file} has another content"):
+        run(first_stage=str(finished_first_stage[0]), resume_from_checkpoint="auto")
+
+
+def test_how_rows_are_fetched_makes_no_other_first_stage(run, finished_first_stage, monkeypatch) -> None:
+    monkeypatch.setattr("simcse_hf.train.set_seed", stop_at_the_second_call())
+    outcome = run(first_stage=str(finished_first_stage[0]), resume_from_checkpoint="auto", dataloader_num_workers=1)
+    assert outcome.record["steps"] == 4
 
 
 def stop_at_the_second_call():
@@ -269,12 +287,12 @@ def test_offline_vectors_teach_as_their_model_does(run, backbone_dir, tmp_path) 
     data = {"train_file": [str(lines)], "max_train_samples": None}
     common = {"distillation": "similarities"}
     model = run("model", model=common | {"teacher_name_or_path": str(teacher), "teacher_pooler_type": "avg"}, data=data)
-    file = run(
-        "file",
-        model=common | {"teacher_vectors": str(tmp_path / "vectors.npy"), "teacher_sentences": str(lines)},
-        data=data,
-    )
+    of_file = common | {"teacher_vectors": str(tmp_path / "vectors.npy"), "teacher_sentences": str(lines)}
+    file = run("file", model=of_file, data=data)
     assert logged(model, "distillation_loss") == pytest.approx(logged(file, "distillation_loss"), rel=1e-4)
+    np.save(tmp_path / "vectors.npy", -np.load(tmp_path / "vectors.npy"))
+    with pytest.raises(DataError, match="the teacher is not what the teacher was when checkpoint-4 was saved"):
+        run("file", model=of_file, data=data, max_steps=5, resume_from_checkpoint="auto")
 
 
 def read_rows():

@@ -12,6 +12,7 @@ from filelock import FileLock
 from test_bad_input import hidden
 from test_resume import ask, at_call
 
+from simcse_hf import run_folder
 from simcse_hf.checkpoints import checkpoints_of
 from simcse_hf.cli import main
 
@@ -78,6 +79,26 @@ def test_two_runs_do_not_share_a_folder(good, refused, monkeypatch, caplog) -> N
     assert hidden(good["output_dir"]) == []
 
 
+def test_of_two_runs_that_start_together_in_a_new_folder_one_waits(good, monkeypatch, refused) -> None:
+    """The folder is locked before anything in it is looked at, and not only once it is found free."""
+    monkeypatch.setattr("simcse_hf.run_folder._PATIENCE", 0.1)
+    look = run_folder.checkpoint_to_resume
+
+    def while_the_other_looks(*args):
+        monkeypatch.setattr("simcse_hf.run_folder.checkpoint_to_resume", look)
+        says(refused(training(good)), "another run is at work")
+        return look(*args)
+
+    monkeypatch.setattr("simcse_hf.run_folder.checkpoint_to_resume", while_the_other_looks)
+    assert main(training(good)) == 0
+    assert run_folder.checkpoint_to_resume is look
+
+
+def test_a_refused_run_leaves_no_new_folder(good, refused) -> None:
+    refused(training(good, "--resume_from_checkpoint", "nowhere"))
+    assert not good["output_dir"].exists()
+
+
 def test_a_folder_that_cannot_be_locked_is_said_to_be_open_to_others(good, monkeypatch, caplog) -> None:
     acquire = FileLock.acquire
 
@@ -130,3 +151,19 @@ def test_a_checkpoint_of_the_first_stage_is_for_the_first_stage(good, refused, m
     assert main(training(settings | {"output_dir": whole})) == 0
     weights = [(folder / "model.safetensors").read_bytes() for folder in (settings["output_dir"], whole)]
     assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_of_neither_stage_is_refused(good, refused, tmp_path) -> None:
+    assert main(training(good)) == 0
+    stage = tmp_path / "stage.json"
+    stage.write_text(json.dumps({"max_steps": 1}), encoding="utf-8")
+    other = tmp_path / "other"
+    checkpoint = good["output_dir"] / "checkpoint-1"
+    settings = good | {"first_stage": stage, "output_dir": other}
+    says(
+        refused(training(settings, "--resume_from_checkpoint", str(checkpoint))),
+        str(checkpoint),
+        "neither stage",
+        "auto",
+    )
+    assert not other.exists()

@@ -234,7 +234,7 @@ def test_what_is_not_a_finished_folder_is_not_opened(tmp_path: Path) -> None:
         open_vectors(fill(tmp_path / "v", origin(), shards=2))
 
 
-DELETED = object()
+DELETED = "(deleted)"
 # Place in the manifest, what is put there, and what is said of it.
 SPOILT = [
     (("version",), 2, "its version is 2, and this program reads 1"),

@@ -34,9 +34,20 @@ _CHANGES_NOTHING = {
     "run_name",
     "report_to",
     "disable_tqdm",
+    "project",
+    "trackio_space_id",
+    "debug",
     "logging_steps",
+    "logging_strategy",
     "logging_first_step",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
     "save_total_limit",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_pin_memory",
     "local_rank",
     "ddp_timeout",
 }
@@ -285,26 +296,35 @@ def find_best_again(
     state.best_model_checkpoint = None if step is None else str(whole[step])
 
 
-def check_same_data(checkpoint: Path, sources: Sequence[dict]) -> None:
-    """Refuse to go on with other data: the order of the rows would be another, and part of them trained on twice.
+def check_same_data(checkpoint: Path, facts: dict) -> None:
+    """Refuse to go on with other data.
+
+    Of other training data the order of the rows would be another, and part of them trained on twice. Scores on another
+    evaluation set could not be compared with those there are, of which the best chooses the weights.
 
     Args:
-        checkpoint: Sealed with the fact `data`.
-        sources: What identifies the data now, as in `TrainingViews.sources`.
+        checkpoint: Sealed with such facts.
+        facts: `data`: what identifies all that is trained on, as in `TrainingViews.sources`; `evaluated_on`: the same of
+            the evaluation set, empty where there is none.
 
     Raises:
         DataError: Names the file that changed.
     """
-    before = facts_of(checkpoint).get("data")
-    if before is None:
-        return
+    before, now = facts_of(checkpoint), facts["data"]
     cure = (
         f"Put back the data that {checkpoint} was trained on; or start a new run from its weights, with model_name_or_path "
         f"{checkpoint} and another output_dir."
     )
-    if len(before) != len(sources):
-        raise DataError(f"{len(before)} data files were trained on, and now there are {len(sources)}. {cure}")
-    for old, new in zip(before, sources, strict=True):
+    if "data" in before and len(before["data"]) != len(now):
+        raise DataError(f"{len(before['data'])} data files were trained on, and now there are {len(now)}. {cure}")
+    _check_same(before.get("data", []), now, checkpoint, cure)
+    if facts["evaluated_on"]:
+        cure = "Put it back, or start a new run in another output_dir: scores on two sets cannot be compared."
+        _check_same(before.get("evaluated_on", []), facts["evaluated_on"], checkpoint, cure)
+
+
+def _check_same(before: Sequence[dict], now: Sequence[dict], checkpoint: Path, cure: str) -> None:
+    for old, new in zip(before, now, strict=False):
         if _content(old) != _content(new):
             name = new.get("path") or new.get("hub")
             raise DataError(

@@ -67,11 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
-    kept = []
-    for argument, following in zip_longest(argv, argv[1:], fillvalue="--"):
-        has_value = argv[0] == "train" and not following.startswith("-")
-        if argument != "--debug" or has_value:
-            kept.append(argument)
+    with_next = zip_longest(argv, argv[1:], fillvalue="--")
+    kept = [each for each, after in with_next if each != "--debug" or (argv[0] == "train" and after[:1] != "-")]
     return kept, len(kept) < len(argv)
 
 

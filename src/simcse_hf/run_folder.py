@@ -42,7 +42,7 @@ class RunFinished(SimCSEError):
 def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) -> Iterator[Path | None]:
     """The folder of a run, for this run alone inside the block; yields the checkpoint to go on from, or None.
 
-    One process looks and chooses for all.
+    The first process looks and chooses for all.
 
     Args:
         training_args: `output_dir`, `resume_from_checkpoint` and `first_stage` among them.
@@ -50,33 +50,48 @@ def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) 
 
     Raises:
         ConfigError: The folder cannot be written, holds what this run would replace or a finished run of other settings
-            or data, or another run is at work there.
+            or data, or another run is at work there; a checkpoint that is of neither stage of this run.
         ModelError: See `checkpoints.checkpoint_to_resume`.
         RunFinished: With `resume_from_checkpoint` auto, where the folder holds this run's end.
     """
     output_dir, choice = Path(training_args.output_dir), [None, None]
-    lock = FileLock(output_dir / _LOCK)
+    lock, made = FileLock(output_dir / _LOCK), not output_dir.exists()
     try:
         if training_args.process_index == 0:
             try:
-                if output_dir.is_dir():
-                    _wait_for(lock, output_dir)
-                    _refuse_what_is_finished(training_args, arguments)
+                _make_writable(output_dir)
+                _wait_for(lock, output_dir)  # before anything in it is looked at
+                _refuse_what_is_finished(training_args, arguments)
                 choice[0] = _resume_point(training_args)
+                _refuse_what_would_be_replaced(training_args, choice[0])
+                _remove_half_written(output_dir)
             except SimCSEError as error:
                 choice[1] = error
         checkpoint, error = broadcast_object_list(choice)
         if error is not None:
             raise error
-        own = checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve()
-        claim_output_dir(training_args, resuming=own)
-        if training_args.process_index == 0 and not lock.is_locked:
-            _wait_for(lock, output_dir)
+        if training_args.should_save and training_args.process_index > 0:  # a folder of this machine's own
+            _make_writable(output_dir)
+            _remove_half_written(output_dir)
         yield checkpoint
     finally:
         if lock.is_locked:
             (output_dir / _LOCK).unlink(missing_ok=True)
             lock.release()
+        if made and choice[1] is not None:
+            with suppress(OSError):
+                output_dir.rmdir()
+
+
+def _make_writable(output_dir: Path) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write into output_dir {output_dir}: {error.strerror}.") from None
 
 
 def _wait_for(lock: FileLock, output_dir: Path) -> None:
@@ -90,8 +105,24 @@ def _wait_for(lock: FileLock, output_dir: Path) -> None:
         raise ConfigError(
             f"another run is at work in {output_dir}. Wait until it has ended, or name another output_dir."
         ) from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks; or read-only, which is refused later
+    except (OSError, NotImplementedError) as error:  # a file system without locks
         logger.warning("%s cannot be locked (%s), so nothing keeps a second run out of it.", output_dir, error)
+
+
+def differences(record: dict, arguments: dict) -> dict[str, str]:
+    """What is not as it was in a finished run, by the argument's name or the data file's path, in words.
+
+    Args:
+        record: Its `simcse_run.json`.
+        arguments: Of another run, as its record would keep them.
+    """
+    found = {name: f"{name}: {old} -> {new}" for name, old, new in changed(record["arguments"], arguments)}
+    for part in filter(None, (record.get("data"), record.get("scored_data"))):
+        for source in part["sources"]:
+            path = Path(source.get("path") or "")
+            if path.is_file() and sha256_of(path) != source["sha256"]:
+                found[str(path)] = f"{path} has another content"
+    return found
 
 
 def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict) -> None:
@@ -99,17 +130,11 @@ def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: 
     record = output_dir / "simcse_run.json"
     if training_args.resume_from_checkpoint not in LAST or not record.exists():
         return
-    stored = json.loads(record.read_text(encoding="utf-8"))
-    differing = {name: f"{name}: {old} -> {new}" for name, old, new in changed(stored["arguments"], arguments)}
+    differing = differences(json.loads(record.read_text(encoding="utf-8")), arguments)
     if training_args.first_stage:  # whose result the second stage was told to start from
         differing = {name: words for name, words in differing.items() if name not in _OF_THE_FIRST_STAGE}
     if differing.keys() & {"max_steps", "num_train_epochs"}:
         return  # it is to be trained further
-    for part in filter(None, (stored.get("data"), stored.get("scored_data"))):
-        for source in part["sources"]:
-            path = Path(source.get("path") or "")
-            if path.is_file() and sha256_of(path) != source["sha256"]:
-                differing[str(path)] = f"{path} has another content"
     if differing:
         raise ConfigError(
             f"{output_dir} holds a finished run, and this is another: {'; '.join(differing.values())}. Name another output_dir; or "
@@ -121,20 +146,25 @@ def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: 
 def _resume_point(training_args: SimCSETrainingArguments) -> Path | None:
     wanted, output_dir = training_args.resume_from_checkpoint, Path(training_args.output_dir)
     found = checkpoint_to_resume(wanted, output_dir)
-    if found is not None and training_args.first_stage and found.resolve().parent == (output_dir / FOLDER).resolve():
+    if found is None or not training_args.first_stage:
+        return found
+    if _lies_in(found, output_dir / FOLDER):
         return None  # the first stage goes on from it, and the second from the first's result
+    if not _lies_in(found, output_dir):
+        raise ConfigError(
+            f"{wanted} is of neither stage of the run in {output_dir}, and of two trainings only their own are resumed. "
+            "Use auto; or train the second stage alone, without first_stage."
+        )
     return found
 
 
-def claim_output_dir(training_args: SimCSETrainingArguments, *, resuming: bool) -> None:
-    """Make the folder of a run, or find it free for this run, and remove what a killed one left half-written.
+def _lies_in(checkpoint: Path, folder: Path) -> bool:
+    return checkpoint.resolve().parent == folder.resolve()
 
-    Raises:
-        ConfigError: It cannot be written, or holds what this run would replace.
-    """
+
+def _refuse_what_would_be_replaced(training_args: SimCSETrainingArguments, checkpoint: Path | None) -> None:
     output_dir = Path(training_args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(f"output_dir {output_dir} is a file; name a folder.")
+    resuming = checkpoint is not None and _lies_in(checkpoint, output_dir)
     if (output_dir / "simcse_run.json").exists() and not resuming:
         raise ConfigError(
             f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
@@ -143,7 +173,7 @@ def claim_output_dir(training_args: SimCSETrainingArguments, *, resuming: bool) 
         raise ConfigError(
             f"{output_dir / FOLDER} is there already. Go on with --resume_from_checkpoint auto, or remove {output_dir} first."
         )
-    if not resuming and output_dir.is_dir() and (last := next(checkpoints_of(output_dir), None)):
+    if not resuming and (last := next(checkpoints_of(output_dir), None)):
         raise ConfigError(
             f"{output_dir} holds {last.name} of an unfinished run. Go on with --resume_from_checkpoint auto, or remove "
             "that folder first."
@@ -157,19 +187,11 @@ def claim_output_dir(training_args: SimCSETrainingArguments, *, resuming: bool) 
         raise ConfigError(
             f"output_dir {output_dir} holds a {taken[0]} that this run did not write and would replace. Name a new folder."
         )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise ConfigError(f"cannot write into output_dir {output_dir}: {error.strerror}.") from None
-    if training_args.should_save:
-        # A run was killed while it wrote these.
-        unfinished = [
-            *output_dir.glob(f".checkpoint-*{PARTIAL}"),
-            *output_dir.glob(f"{STAGING}*"),
-        ]
-        for folder in unfinished:
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in output_dir.glob(".simcse_run.json.*"):
-            file.unlink(missing_ok=True)
+
+
+def _remove_half_written(output_dir: Path) -> None:
+    """A run was killed while it wrote these."""
+    for folder in (*output_dir.glob(f".checkpoint-*{PARTIAL}"), *output_dir.glob(f"{STAGING}*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in output_dir.glob(".simcse_run.json.*"):
+        file.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
@@ -23,15 +22,6 @@ _DECIDED_HERE = (
     "pooler_type",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
-)
-# Of the training arguments, those that decide the weights; where and for whom a run is made does not.
-_DECIDE_WEIGHTS = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "warmup_steps",
-    "seed",
 )
 
 Arguments = tuple[ModelArguments, DataArguments, SimCSETrainingArguments]
@@ -75,14 +65,3 @@ def first_stage_arguments(
             raise ConfigError(f"{path}: these arguments do not go together: {shortened(error, 1000)}") from error
     check_values(stage)
     return tuple(stage)
-
-
-def is_of(record: dict, stage: Arguments) -> bool:
-    """Whether a finished run, by its `simcse_run.json`, had the arguments of a stage."""
-    stored = record["arguments"]
-    # As the record has it: JSON knows no tuples.
-    wanted = json.loads(json.dumps([dataclasses.asdict(stage[0]), dataclasses.asdict(stage[1])], default=str))
-    training = stage[2].to_dict()
-    return [stored["model"], stored["data"]] == wanted and all(
-        stored["training"][name] == training[name] for name in _DECIDE_WEIGHTS
-    )

@@ -42,11 +42,11 @@ class TeacherVectors:
 
     Attributes:
         shape: (S, D)
-        folder: Of the data cache.
+        source: What identifies them, as in `TrainingViews.sources`.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.source = {"path": "the teacher", "fingerprint": folder.name.removeprefix("teacher-")}
         self._column = ArrowColumn(folder / "vectors.arrow")
         self.shape = (len(self._column), len(self._column[0]))
 

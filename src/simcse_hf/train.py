@@ -29,12 +29,12 @@ from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives
 from .release import check_release, write_release
-from .run_folder import claimed_output_dir
+from .run_folder import claimed_output_dir, differences
 from .score_report import Score, write_scores
 from .sentence_store import ViewsDataset
 from .sharded_weights import whole_model
 from .shuffled_rows import WeightedRows
-from .stages import Arguments, first_stage_arguments, is_of
+from .stages import Arguments, first_stage_arguments
 from .starting_model import load_model
 from .streamed_sets import FollowStream, check_streaming
 from .sts_tasks import load_sts
@@ -159,7 +159,9 @@ def _train(
                 *(scored_views.sources if scored_views else []),
                 # Their sentences decide which rows are left out.
                 *(source for each in evaluation if data_args.on_leakage == "drop" for source in each.sources),
+                *([] if teacher is None else [teacher.source]),
             ],
+            "evaluated_on": [] if pairs is None else pairs.sources,
             **_record_of_settings(model_args, data_args, training_args, model),
         },
     )
@@ -167,7 +169,7 @@ def _train(
         logger.info("resuming from %s", checkpoint or "nothing: there is no checkpoint, so the run starts anew")
     changes = []
     if checkpoint is not None:
-        check_same_data(checkpoint, trainer.facts["data"])
+        check_same_data(checkpoint, trainer.facts)
         changes = changed_settings(checkpoint, trainer.facts)
         for setting in changes:
             logger.warning("not as it was when %s was saved: %s", checkpoint.name, setting)
@@ -231,9 +233,10 @@ def _first_stage(stage: Arguments) -> dict:
     finished = output_dir / "simcse_run.json"
     if finished.exists():
         record = json.loads(finished.read_text(encoding="utf-8"))
-        if not is_of(record, stage):
+        if differing := differences(record, _arguments(*stage)):
             raise ConfigError(
-                f"{output_dir} holds a first stage with other settings. Name another output_dir, or remove that folder."
+                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing.values())}. Make them as they "
+                "were, or name another output_dir, or remove that folder."
             )
         logger.info("the first stage is finished: %s", output_dir)
     else:
