@@ -43,23 +43,31 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.tokenizer)))
         return
+    runs = [run(lines, arguments.tokenizer) for lines in arguments.lines]
+    peaks = [record["cold"]["mebibytes"]["VmHWM"] for record in runs]
+    report(
+        "corpus_memory", arguments.tokenizer, runs, peak_above_the_smallest_mebibytes=round(max(peaks) - min(peaks), 1)
+    )
+
+
+def report(name: str, tokenizer: str, runs: list[dict], settings: dict | None = None, **findings) -> None:
+    """Write `results/NAME.json`: what was measured, with which settings, on what."""
     from simcse_hf.files import write_json
     from simcse_hf.versions import package_versions
 
-    runs = [run(lines, arguments.tokenizer) for lines in arguments.lines]
-    peaks = [record["cold"]["mebibytes"]["VmHWM"] for record in runs]
-    path = RESULTS / "corpus_memory.json"
+    common = {
+        "tokenizer": Path(tokenizer).name,
+        "batches": BATCHES,
+        "batch_size": BATCH_SIZE,
+        "max_length": MAX_LENGTH,
+    }
+    path = RESULTS / f"{name}.json"
     write_json(
         path,
         {
-            "settings": {
-                "tokenizer": Path(arguments.tokenizer).name,
-                "batches": BATCHES,
-                "batch_size": BATCH_SIZE,
-                "max_length": MAX_LENGTH,
-            },
+            "settings": common | (settings or {}),
             "runs": runs,
-            "peak_above_the_smallest_mebibytes": round(max(peaks) - min(peaks), 1),
+            **findings,
             "hardware": f"CPU ({platform.machine()}), {os.cpu_count()} cores",
             "versions": package_versions() | {"pyarrow": version("pyarrow")},
         },
@@ -70,16 +78,10 @@ def main() -> None:
 def run(lines: int, tokenizer: str) -> dict:
     """One corpus, prepared and then found prepared."""
     with tempfile.TemporaryDirectory(prefix="corpus-memory-") as folder:
-        corpus = Path(folder, "corpus.txt")
-        with corpus.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in islice(made_lines(random.Random(1)), lines))
+        corpus = made_corpus(Path(folder), lines)
         size = corpus.stat().st_size
-        command = [sys.executable, __file__, "--measure", str(corpus), "--tokenizer", tokenizer]
-        environment = os.environ | {"SIMCSE_CACHE_DIR": str(Path(folder, "cache")), "HF_HUB_OFFLINE": "1"}
-        outcomes = {}
-        for start in ("cold", "cached"):
-            output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-            outcomes[start] = json.loads(output.splitlines()[-1])
+        command = [__file__, "--measure", str(corpus), "--tokenizer", tokenizer]
+        outcomes = {start: alone(command, Path(folder)) for start in ("cold", "cached")}
         cached = sum(file.stat().st_size for file in Path(folder, "cache").rglob("*") if file.is_file())
     if outcomes["cold"].pop("order") != outcomes["cached"].pop("order"):
         raise RuntimeError("the cached start read other batches than the first")
@@ -90,6 +92,21 @@ def run(lines: int, tokenizer: str) -> dict:
         flush=True,
     )
     return {"lines": lines, "corpus_bytes": size, "cache_bytes": cached, **outcomes}
+
+
+def made_corpus(folder: Path, lines: int) -> Path:
+    """A text file of so many lines."""
+    corpus = folder / "corpus.txt"
+    with corpus.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in islice(made_lines(random.Random(1)), lines))
+    return corpus
+
+
+def alone(command: list[str], folder: Path) -> dict:
+    """What a Python program measures in a process of its own, with its cache in a folder: the last line it prints."""
+    environment = os.environ | {"SIMCSE_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def made_lines(chance: random.Random) -> Iterator[str]:

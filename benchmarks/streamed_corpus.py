@@ -14,20 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import random
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 import corpus_memory
-from corpus_memory import BATCH_SIZE, BATCHES, MAX_LENGTH, made_lines, resident
-from paths import MODELS, RESULTS
+from corpus_memory import BATCH_SIZE, BATCHES, MAX_LENGTH, resident
+from paths import MODELS
 
 SHUFFLE_BUFFER = 100_000
 TIMED_BATCHES = 2000
@@ -44,43 +37,22 @@ def main() -> None:
         measure = streamed if kind == "streamed" else corpus_memory.measure
         print(json.dumps(measure(Path(corpus), arguments.tokenizer)))
         return
-    from simcse_hf.files import write_json
-    from simcse_hf.versions import package_versions
-
-    path = RESULTS / "streamed_corpus.json"
     runs = [run(lines, arguments.tokenizer) for lines in arguments.lines]
-    write_json(
-        path,
-        {
-            "settings": {
-                "tokenizer": Path(arguments.tokenizer).name,
-                "batches": BATCHES,
-                "timed_batches": TIMED_BATCHES,
-                "batch_size": BATCH_SIZE,
-                "max_length": MAX_LENGTH,
-                "shuffle_buffer": SHUFFLE_BUFFER,
-            },
-            "runs": runs,
-            "hardware": f"CPU ({platform.machine()}), {os.cpu_count()} cores",
-            "versions": package_versions() | {"pyarrow": version("pyarrow")},
-        },
-    )
-    print(f"written: {path}")
+    settings = {"timed_batches": TIMED_BATCHES, "shuffle_buffer": SHUFFLE_BUFFER}
+    corpus_memory.report("streamed_corpus", arguments.tokenizer, runs, settings)
 
 
 def run(lines: int, tokenizer: str) -> dict:
     """One corpus, streamed and on disk."""
     with tempfile.TemporaryDirectory(prefix="streamed-corpus-") as folder:
-        corpus = Path(folder, "corpus.txt")
-        with corpus.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in islice(made_lines(random.Random(1)), lines))
+        corpus = corpus_memory.made_corpus(Path(folder), lines)
         size = corpus.stat().st_size
-        environment = os.environ | {"SIMCSE_CACHE_DIR": str(Path(folder, "cache")), "HF_HUB_OFFLINE": "1"}
-        outcomes = {}
-        for kind in ("streamed", "on_disk"):
-            command = [sys.executable, __file__, "--measure", kind, str(corpus), "--tokenizer", tokenizer]
-            output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-            outcomes[kind] = json.loads(output.splitlines()[-1])
+        outcomes = {
+            kind: corpus_memory.alone(
+                [__file__, "--measure", kind, str(corpus), "--tokenizer", tokenizer], Path(folder)
+            )
+            for kind in ("streamed", "on_disk")
+        }
     del outcomes["on_disk"]["order"]
     for kind, outcome in outcomes.items():
         peak, first = outcome["mebibytes"]["VmHWM"], outcome["seconds"]["to_the_first_batch"]

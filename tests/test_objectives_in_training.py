@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 from simcse_hf import SentenceEncoder, SimCSEModel, evaluate_sts, load_sts
 from simcse_hf.arguments import DataArguments, ModelArguments
 from simcse_hf.errors import ConfigError, DataError, TrainingError
-from simcse_hf.objective_setup import add_objectives
+from simcse_hf.objective_setup import add_objectives, settings_without_effect
 from simcse_hf.tables import read_table
 from simcse_hf.train import TrainingRun
 
@@ -243,6 +243,29 @@ def test_scores_of_another_scale_are_questioned_and_read_where_it_is_named(run, 
     assert "score_scale" not in caplog.text and outcome.record["steps"] == 4
     with pytest.raises(ConfigError, match="score_scale is"):
         DataArguments(score_scale=[5.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds", "without_effect"),
+    [
+        ({}, (True, False), {}),
+        ({"symmetric": True, "scored_loss": "angle"}, (True, True), {}),
+        ({"symmetric": True, "scored_loss": "angle"}, (True, False), {"scored_loss": "no rows are scored pairs"}),
+        ({"symmetric": True}, (False, True), {"symmetric": "no rows are trained with the contrastive loss"}),
+        ({"mlm_weight": 0.2}, (True, False), {"mlm_weight": "do_mlm is not set"}),
+        ({"mlm_weight": 0.2, "do_mlm": True}, (True, False), {}),
+    ],
+)
+def test_a_setting_that_takes_no_part_is_named(settings, kinds, without_effect) -> None:
+    contrastive, scored = kinds
+    found = settings_without_effect(ModelArguments(**settings), contrastive=contrastive, scored=scored)
+    assert found == without_effect
+
+
+def test_the_run_says_what_takes_no_part(run, caplog) -> None:
+    caplog.set_level("INFO", logger="simcse_hf")
+    run(model={"scored_loss": "cosent"}, max_steps=1, write_release=False)
+    says(caplog.text, "scored_loss has no effect: no rows are scored pairs.")
 
 
 def test_a_teacher_of_another_size_is_refused_before_training(run, backbone_dir) -> None:

@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import REPOSITORY, TRIPLETS, says, training
 from safetensors.torch import load_file
 from test_distributed import spawn
+from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import simcse_hf.batch_losses
 from simcse_hf.checkpoints import checkpoints_of, damage_of
 from simcse_hf.cli import main
 from simcse_hf.errors import TrainingInterrupted
-from simcse_hf.interruption import StopWhenAsked, Terminated
+from simcse_hf.interruption import StopWhenAsked, Terminated, shielded_workers
 
 # Everything that a checkpoint must carry is in use: dropout, a schedule, accumulation with a rest, epochs, patience.
 SETTINGS = {
@@ -313,19 +315,21 @@ def test_sigterm_while_data_are_prepared_removes_what_is_half_written(settings, 
     assert list(tmp_path.rglob("*partial*")) == []
 
 
-def test_a_forked_worker_can_still_be_terminated(monkeypatch) -> None:
-    """It inherits the handler, and the data loader ends workers by SIGTERM."""
-    monkeypatch.setattr("simcse_hf.interruption._ONE_REQUEST", 0.0)
-    with StopWhenAsked():
-        worker = os.fork()
-        if worker == 0:
-            for _ in range(2):  # of a terminal, to all: not the worker's to act on
-                os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, to all
-            os.kill(os.getpid(), signal.SIGTERM)  # of the data loader
-            os._exit(0)
-        _, status = os.waitpid(worker, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+def test_a_worker_lives_on_after_a_signal_but_not_for_ever(monkeypatch) -> None:
+    """The step that is to be finished needs it; and the data loader ends a worker that hangs by SIGTERM."""
+    monkeypatch.setattr("simcse_hf.interruption._LAST_STEP", 0.2)
+    reader, writer = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        shielded_workers(DataLoader(range(1))).worker_init_fn(0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        os.write(writer, b"alive" if os.getsid(0) == os.getpid() else b"in the session of its parent")
+        time.sleep(60)
+        os._exit(0)
+    _, status = os.waitpid(worker, 0)
+    assert os.read(reader, 100) == b"alive"
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
 
 
 def agree(index: int, processes: int, port: int, folder: str) -> None:
@@ -355,10 +359,10 @@ def test_processes_stop_at_the_same_step_though_one_was_asked(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_whole_group_reaches_workers_too_and_the_checkpoint_is_saved(
+def test_a_signal_to_every_process_leaves_the_workers_to_the_step_and_the_checkpoint_is_saved(
     number, code, settings, tmp_path
 ) -> None:
-    """Terminals and schedulers signal every process; a worker that died of it would break the step."""
+    """Terminals signal the group, schedulers each process; a worker that died of it would break the step."""
     (tmp_path / "train.tsv").write_text(TRIPLETS, encoding="utf-8")
     log = tmp_path / "log"
     settings |= {"max_steps": 100_000, "eval_steps": 1000, "save_steps": 1000, "dataloader_num_workers": 2}
@@ -376,6 +380,11 @@ def test_a_signal_to_the_whole_group_reaches_workers_too_and_the_checkpoint_is_s
         while "'loss'" not in log.read_text(encoding="utf-8"):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        if number == signal.SIGTERM:
+            for each in workers:
+                each.send_signal(number)
         os.killpg(process.pid, number)
         assert process.wait(60) == code, log.read_text(encoding="utf-8")
     finally:

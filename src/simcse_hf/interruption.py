@@ -23,6 +23,7 @@ from .errors import TrainingInterrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST = 3.0  # seconds
+_LAST_STEP = 60.0  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -46,21 +47,24 @@ def sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def in_own_sessions(loader: DataLoader) -> DataLoader:
-    """Let workers of a loader start sessions of their own: signals to the group of the training do not reach them.
+def shielded_workers(loader: DataLoader) -> DataLoader:
+    """Let workers of a loader outlive the signals that ask a training to stop: its last step needs them.
 
-    A worker that died of one would break the step that is to be finished.
+    They start sessions of their own, which signals to the group do not reach. Of a SIGTERM that a scheduler sends to
+    every single process they die a minute later, if the training has not ended them before.
     """
-    start = partial(_leave_session, then=loader.worker_init_fn)
+    start = partial(_start_worker, then=loader.worker_init_fn)
     # accelerate's loaders iterate over the one that they wrap, and are themselves copied where batches are skipped.
     for each in (loader, getattr(loader, "base_dataloader", loader)):
         each.worker_init_fn = start
     return loader
 
 
-def _leave_session(worker: int, *, then: Callable[[int], object] | None) -> None:
-    if hasattr(os, "setsid"):
+def _start_worker(worker: int, *, then: Callable[[int], object] | None) -> None:
+    if os.name == "posix":
         os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.setitimer(signal.ITIMER_REAL, _LAST_STEP))
     if then is not None:
         then(worker)
 
@@ -105,22 +109,14 @@ class StopWhenAsked(TrainerCallback):
         return self._stopping
 
     def _remember(self, number: int, frame) -> None:
-        is_worker = os.getpid() != self._process  # of the data loader, which inherited this handler
-        if is_worker and number == signal.SIGINT:
+        if os.getpid() != self._process:  # a worker that has no handlers of its own yet
             return
         if self._asked is None:
             self._asked, self._asked_at = number, time.monotonic()
-            if not is_worker:  # logging may hold its lock just now
-                name = signal.Signals(number).name
-                os.write(
-                    2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode()
-                )
-        elif time.monotonic() - self._asked_at < _ONE_REQUEST:
-            return
-        elif is_worker:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        else:
+            # Not logged: logging may hold its lock just now.
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.\n".encode())
+        elif time.monotonic() - self._asked_at >= _ONE_REQUEST:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def on_step_end(self, args, state, control, **kwargs):

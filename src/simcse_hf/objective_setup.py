@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,34 @@ from .sample import resolve_sample
 logger = logging.getLogger(__name__)
 
 _LABELS = 3  # contradiction, entailment, neutral
+# Settings that only count beside another one.
+_COUNTS_WITH = {
+    "mlm_weight": "do_mlm",
+    "mlm_probability": "do_mlm",
+    "lambda_weight": "generator_name",
+    "masking_ratio": "generator_name",
+    "diffcse_variant": "generator_name",
+    "distillation_weight": "distillation",
+    "distillation_temperature": "distillation",
+}
+_OF_THE_CONTRASTIVE_LOSS = ("hard_negative_weight", "mask_duplicates", "symmetric", "false_negative_margin")
+
+
+def settings_without_effect(model_args: ModelArguments, *, contrastive: bool, scored: bool) -> dict[str, str]:
+    """What was set and takes no part in the training, and why.
+
+    Args:
+        model_args: What is asked for.
+        contrastive: Whether any rows are trained with the contrastive loss.
+        scored: Whether any are scored pairs.
+    """
+    reasons = {name: f"{switch} is not set" for name, switch in _COUNTS_WITH.items() if not getattr(model_args, switch)}
+    if not contrastive:
+        reasons |= dict.fromkeys(_OF_THE_CONTRASTIVE_LOSS, "no rows are trained with the contrastive loss")
+    if not scored:
+        reasons["scored_loss"] = "no rows are scored pairs"
+    defaults = {field.name: field.default for field in dataclasses.fields(model_args)}
+    return {name: reason for name, reason in reasons.items() if getattr(model_args, name) != defaults[name]}
 
 
 def add_objectives(

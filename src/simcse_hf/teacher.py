@@ -45,8 +45,9 @@ class TeacherVectors:
         source: What identifies them, as in `TrainingViews.sources`.
     """
 
-    def __init__(self, folder: Path):
-        self.source = {"path": "the teacher", "fingerprint": folder.name.removeprefix("teacher-")}
+    def __init__(self, folder: Path, identity: dict):
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        self.source = {"path": "the teacher", "fingerprint": digest.hexdigest()}
         self._column = ArrowColumn(folder / "vectors.arrow")
         self.shape = (len(self._column), len(self._column[0]))
 
@@ -220,7 +221,7 @@ def _cached(
         return {"size": size}
 
     folder, _ = cached_folder(root, "teacher", key, build)
-    return TeacherVectors(folder)
+    return TeacherVectors(folder, identity)
 
 
 def _blocks_of_texts(corpus: CorpusRows) -> Iterator[list[str]]:

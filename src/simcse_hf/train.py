@@ -27,7 +27,7 @@ from .method import warnings_of_folder
 from .metrics import sts_correlations
 from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
-from .objective_setup import add_objectives
+from .objective_setup import add_objectives, settings_without_effect
 from .release import check_release, write_release
 from .run_folder import claimed_output_dir, differences
 from .score_report import Score, write_scores
@@ -141,6 +141,9 @@ def _train(
     audit = _audit(model, main_set.dataset, views, training_args)
     teacher = main_set.dataset.teacher
     add_objectives(model, tokenizer, model_args, views, teacher_size=None if teacher is None else teacher.shape[1])
+    scored = scored_views is not None or views.shape == "scored"
+    for name, reason in settings_without_effect(model_args, contrastive=views.values is None, scored=scored).items():
+        logger.info("%s has no effect: %s.", name, reason)  # the other of two stages may be what it is for
 
     # Train
     trainer = _build_trainer(

@@ -23,7 +23,7 @@ from .checkpoints import PARTIAL, check_loaded, find_best_again, keep_only, resu
 from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
-from .interruption import StopWhenAsked, in_own_sessions
+from .interruption import StopWhenAsked, shielded_workers
 from .metrics import METRIC_NAMES
 from .mixing import MixedBatches, follow_epochs
 from .modeling_simcse import SimCSEModel
@@ -173,7 +173,7 @@ class SimCSETrainer(Trainer):
             )
         loader = super().get_train_dataloader()
         lighten(loader, self.row_weights)
-        return in_own_sessions(loader)
+        return shielded_workers(loader)
 
     def _mixed_loader(self):
         args = self.args
@@ -204,7 +204,7 @@ class SimCSETrainer(Trainer):
         finally:
             self.accelerator.even_batches = even_batches
         follow_epochs(prepared)
-        return in_own_sessions(prepared)
+        return shielded_workers(prepared)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Trainer; where the loss has several parts, each is logged, and so is what their objectives count."""
@@ -217,7 +217,7 @@ class SimCSETrainer(Trainer):
         """All pairs: Trainer would apply `dataloader_drop_last` to the evaluation set too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return in_own_sessions(super().get_eval_dataloader(eval_dataset))
+            return shielded_workers(super().get_eval_dataloader(eval_dataset))
         finally:
             self.args.dataloader_drop_last = drop_last
 
