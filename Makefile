@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
 
 .PHONY: help install test check format demo bench clean
 
@@ -17,8 +18,8 @@ $(INSTALLED): setup.py constraints.txt
 
 install: $(INSTALLED)  ## Make .venv with everything the tests need
 
-test: install  ## Run all tests
-	$(BIN)/python -m pytest --junitxml=.pytest-report.xml $(ARGS)
+test: install  ## Run all tests, WORKERS files at a time (2 GB of memory each)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junitxml=.pytest-report.xml $(ARGS)
 
 check: install  ## Lint and check the formatting
 	$(BIN)/ruff check .

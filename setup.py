@@ -42,6 +42,7 @@ setup(
         "tracking": TRACKING,
         "test": [
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.12",
             *SENTENCE_TRANSFORMERS,

@@ -291,7 +291,10 @@ def test_a_random_encoder_has_the_shape_and_the_tokenizer_of_the_other(script, b
     tables = [AutoModel.from_pretrained(folder).get_input_embeddings().weight for folder in made.values()]
     assert tables[0].shape == like.get_input_embeddings().weight.shape
     assert not torch.equal(tables[0], tables[1])
-    assert (made[1] / "tokenizer.json").read_bytes() == (backbone_dir() / "tokenizer.json").read_bytes()
+    tokenizers = [json.loads((folder / "tokenizer.json").read_text()) for folder in (made[1], backbone_dir())]
+    for each in tokenizers:  # how it was last called is written there too
+        del each["truncation"], each["padding"]
+    assert tokenizers[0] == tokenizers[1]
 
 
 def test_the_document_and_the_card_say_what_was_measured_on_what_is_shipped(script):

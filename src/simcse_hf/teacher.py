@@ -42,12 +42,14 @@ class TeacherVectors:
 
     Attributes:
         shape: (S, D)
+        folder: Of the data cache.
         source: What identifies them, as in `TrainingViews.sources`.
     """
 
     def __init__(self, folder: Path, identity: dict):
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         self.source = {"path": "the teacher", "fingerprint": digest.hexdigest()}
+        self.folder = folder
         self._column = ArrowColumn(folder / "vectors.arrow")
         self.shape = (len(self._column), len(self._column[0]))
 
