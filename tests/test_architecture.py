@@ -70,13 +70,21 @@ LAYERS = [
         "attention",
         "passes",
         "mixing",
-        "stages",
         "checkpoints",
         "process_guards",
         "vector_files",
     },
-    {"table_shapes", "embedding", "sts_metric", "cosent", "symmetric", "training_guards", "vector_manifest"},
-    {"corpora", "auxiliary", "token_passes", "angle", "vector_shards"},
+    {
+        "table_shapes",
+        "embedding",
+        "sts_metric",
+        "cosent",
+        "symmetric",
+        "training_guards",
+        "vector_manifest",
+        "continuation",
+    },
+    {"corpora", "auxiliary", "token_passes", "angle", "vector_shards", "stages"},
     {
         "objectives",
         "corpus_folder",
@@ -91,8 +99,8 @@ LAYERS = [
     {"batch_losses", "replaced_token_detection", "training_corpus", "model_card", "score_report"},
     {"modeling_simcse", "streamed_rows"},
     {"encoder", "dropout_audit", "starting_model", "objective_setup", "sharded_weights", "streamed_sets"},
-    {"trainer", "release", "bulk_encoding", "benchmark"},
-    {"search"},
+    {"resumable_trainer", "release", "bulk_encoding", "benchmark"},
+    {"trainer", "search", "publication"},
     {"teacher", "mining", "run_folder"},
     {"training_sets"},
     {"train"},
@@ -142,12 +150,12 @@ def test_delicate_dependencies_have_one_door_each() -> None:
         assert users == allowed, dependency
 
 
-def test_only_the_trainer_knows_the_trainer() -> None:
+def test_the_trainer_of_transformers_has_one_door() -> None:
     def mentions(path: Path) -> bool:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         return any(isinstance(node, ast.Name) and node.id == "Trainer" for node in ast.walk(tree))
 
-    assert {name_of(path) for path in MODULES if mentions(path)} == {"trainer"}
+    assert {name_of(path) for path in MODULES if mentions(path)} == {"resumable_trainer"}
 
 
 def test_the_core_maths_needs_no_transformers() -> None:

@@ -13,9 +13,7 @@ from transformers import TrainerState
 
 from simcse_hf.checkpoints import (
     SEAL,
-    changed_settings,
     check_loaded,
-    check_same_data,
     checkpoint_to_resume,
     checkpoints_of,
     damage_of,
@@ -23,9 +21,11 @@ from simcse_hf.checkpoints import (
     find_best_again,
     keep_only,
     last_whole_checkpoint,
+    remove_partial,
     seal,
+    set_aside_after,
 )
-from simcse_hf.errors import DataError, ModelError
+from simcse_hf.errors import ModelError
 
 
 def checkpoint(run_dir: Path, step: int, facts: dict | None = None) -> Path:
@@ -63,6 +63,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "another seal": (SEAL, lambda file: file.write_text("[]"), "cannot be read"),
     "a seal without sizes": (SEAL, lambda file: file.write_text('{"files": {"model.safetensors": 1}}'), "cannot be"),
     "a path that leaves it": (SEAL, lambda file: file.write_text('{"files": {"../secret": {}}}'), "../secret"),
+    "a seal without facts": (SEAL, lambda file: file.write_text('{"files": {}}'), "cannot be read"),
     "an absolute path": (SEAL, lambda file: file.write_text('{"files": {"/etc/passwd": {}}}'), "/etc/passwd"),
 }
 
@@ -164,55 +165,7 @@ def test_where_none_that_was_scored_is_left_nothing_is_called_best(tmp_path, cap
     assert "No other that was scored is left" in caplog.text
 
 
-# --- the same data, the same settings ---
-
-SOURCE = {"path": "a.txt", "sha256": "0" * 64, "rows": 3}
-
-
-def test_the_same_content_under_another_name_is_the_same_data(tmp_path) -> None:
-    folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
-    check_same_data(folder, {"data": [SOURCE | {"path": "moved.txt"}], "evaluated_on": []})
-
-
-@pytest.mark.parametrize(
-    ("sources", "words"),
-    [
-        (
-            [SOURCE | {"sha256": "1" * 64}],
-            ["a.txt is not what a.txt was when checkpoint-1 was saved", "000000000000 then"],
-        ),
-        ([SOURCE, SOURCE], ["1 data files were trained on, and now there are 2"]),
-        ([{"hub": "someone/set", "fingerprint": "f"}], ["someone/set is not what a.txt was"]),
-    ],
-)
-def test_other_data_is_refused_with_both_cures(sources, words, tmp_path) -> None:
-    folder = checkpoint(tmp_path, 1, {"data": [SOURCE]})
-    with pytest.raises(DataError) as error:
-        check_same_data(folder, {"data": sources, "evaluated_on": []})
-    for word in [*words, "Put back the data", f"model_name_or_path {folder}"]:
-        assert word in str(error.value)
-
-
-def test_scores_on_another_evaluation_set_are_not_mixed_with_those_there_are(tmp_path) -> None:
-    folder = checkpoint(tmp_path, 1, {"data": [], "evaluated_on": [SOURCE]})
-    other = SOURCE | {"path": "dev.tsv", "sha256": "1" * 64}
-    with pytest.raises(DataError, match=r"dev\.tsv is not what a\.txt was .* start a new run"):
-        check_same_data(folder, {"data": [], "evaluated_on": [other]})
-    for allowed in ([], [SOURCE | {"path": "moved.tsv"}]):  # no more evaluation, or that set elsewhere
-        check_same_data(folder, {"data": [], "evaluated_on": allowed})
-
-
-def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:
-    arguments = {"model": {"temperature": 0.05, "dims": (1, 2)}, "training": {"learning_rate": 1.0, "output_dir": "a"}}
-    before = {"arguments": arguments, "world_size": 2, "mixed_precision": "no"}
-    folder = checkpoint(tmp_path, 1, json.loads(json.dumps(before)))
-    assert changed_settings(folder, before) == []
-    now = {"model": {"temperature": 0.1, "dims": (1, 2)}, "training": {"learning_rate": 2.0, "output_dir": "b"}}
-    assert changed_settings(folder, before | {"arguments": now, "world_size": 1}) == [
-        "world_size: 2 -> 1, so this epoch sees some rows twice and others not",
-        "temperature: 0.05 -> 0.1",
-        "learning_rate: 1.0 -> 2.0, but the checkpoint's goes on",
-    ]
+# --- which are kept ---
 
 
 @pytest.mark.parametrize(
@@ -222,9 +175,50 @@ def test_settings_that_changed_are_listed_and_places_are_not(tmp_path) -> None:
 def test_the_last_and_the_best_are_kept_whatever_the_limit(limit, left, tmp_path) -> None:
     for step in (2, 7, 8, 9):
         checkpoint(tmp_path, step)
-    keep_only(tmp_path, limit, str(tmp_path / "checkpoint-2"))
+    keep_only(tmp_path, limit, last=tmp_path / "checkpoint-9", best=str(tmp_path / "checkpoint-2"))
     assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in left]
     assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_the_one_that_was_just_saved_is_kept_also_below_others(tmp_path) -> None:
+    for step in (2, 5, 6, 9):
+        checkpoint(tmp_path, step)
+    keep_only(tmp_path, 2, last=tmp_path / "checkpoint-5", best=str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-5", "checkpoint-2"]
+
+
+def test_later_checkpoints_are_set_aside(tmp_path, caplog) -> None:
+    for step in (2, 5, 6):
+        checkpoint(tmp_path, step)
+    for _ in range(2):
+        set_aside_after(2, tmp_path)
+        assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
+        assert damage_of(tmp_path / "superseded-checkpoint-5") is None
+        checkpoint(tmp_path, 6)
+    assert "checkpoint-6 is beyond step 2" in caplog.text
+
+
+@pytest.mark.parametrize("came_to_its_place", [False, True])
+def test_what_was_to_be_replaced_returns_to_its_place(came_to_its_place, tmp_path) -> None:
+    """Killed between two renames."""
+    partial = tmp_path / ".checkpoint-4.partial"
+    partial.mkdir()
+    checkpoint(tmp_path, 4, {"age": "old"}).replace(partial / "replaced")
+    if came_to_its_place:
+        checkpoint(tmp_path, 4, {"age": "new"})
+    remove_partial(partial)
+    assert facts_of(tmp_path / "checkpoint-4") == {"age": "new" if came_to_its_place else "old"}
+    assert not partial.exists()
+
+
+def test_a_checkpoint_on_a_failing_disk_is_damaged(tmp_path, monkeypatch) -> None:
+    folder = checkpoint(tmp_path, 1)
+
+    def fail(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("simcse_hf.checkpoints.sha256_of", fail)
+    assert damage_of(folder) == "a file in it cannot be read (Input/output error)"
 
 
 def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch) -> None:
@@ -239,7 +233,7 @@ def test_a_checkpoint_that_is_being_removed_is_none(tmp_path, monkeypatch) -> No
 
     monkeypatch.setattr("shutil.rmtree", half)
     with pytest.raises(KeyboardInterrupt):
-        keep_only(tmp_path, 1, None)
+        keep_only(tmp_path, 1, last=tmp_path / "checkpoint-2", best=None)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
 
 

@@ -96,6 +96,12 @@ def remove_after(step: int, run_dir: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
+def cut_short(settings: dict, *, after: int) -> None:
+    """As if the run had been killed."""
+    (settings["output_dir"] / "simcse_run.json").unlink()
+    remove_after(after, settings["output_dir"])
+
+
 def test_a_run_that_was_killed_after_its_last_step_trains_no_further(settings, caplog) -> None:
     """transformers would take one step more where max_steps ends within an epoch."""
     settings |= {"max_steps": 4}
@@ -267,6 +273,11 @@ def test_a_signal_saves_also_where_only_the_best_is_saved(settings, refused, mon
     assert [path.name for path in checkpoints_of(settings["output_dir"])] == ["checkpoint-4", "checkpoint-1"]
 
 
+def test_a_stop_is_no_defect_to_those_who_debug(settings, refused, monkeypatch) -> None:
+    at_call(2, ask(signal.SIGTERM), monkeypatch)
+    says(refused(training(settings, "--debug"), code=143), "stopped by SIGTERM")
+
+
 def test_the_same_request_may_come_twice(settings, refused, monkeypatch) -> None:
     """A scheduler signals every process of a job, and the launcher passes its own signal on."""
 
@@ -343,10 +354,10 @@ def agree(index: int, processes: int, port: int, folder: str) -> None:
                 if (index, step) == (1, 3):
                     os.kill(os.getpid(), signal.SIGINT)
                 control = TrainerControl()
-                callback.on_step_end(arguments, TrainerState(global_step=step), control)
+                callback.on_step_end(arguments, TrainerState(global_step=step, max_steps=9), control)
                 if control.should_save:
                     saved_at = step
-                    callback.on_save(arguments, TrainerState(global_step=step), control)
+                    callback.on_save(arguments, TrainerState(global_step=step, max_steps=9), control)
         assert saved_at == 3
         Path(folder, str(index)).write_text(str(interrupted.value.exit_code), encoding="utf-8")
     finally:

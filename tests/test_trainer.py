@@ -343,6 +343,8 @@ def test_scores_reach_the_tracker(make_trainer, tmp_path, monkeypatch, tracker):
         ({"train_sampling_strategy": "group_by_length"}, 48, "negatives of a batch alike in length"),
         ({"train_sampling_strategy": "batch_rebalance"}, 48, "batches of the processes unequal"),
         ({"accelerator_config": {"dispatch_batches": True}}, 48, "would cut a packed batch between processes"),
+        ({"accelerator_config": {"even_batches": False}}, 48, "unequal parts of the evaluation set"),
+        ({"metric_for_best_model": "spearman"}, 48, "'spearman', which no evaluation finds.*cosine_spearman"),
         ({"accelerator_config": {"split_batches": True}}, 48, "would cut a packed batch between processes"),
         ({"auto_find_batch_size": True}, 48, "would halve the batch, and so the negatives"),
         ({"save_only_model": True}, 48, "save_only_model would make resumed runs end in other weights"),

@@ -15,67 +15,18 @@ from pickle import UnpicklingError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerState
 
-from .errors import DataError, ModelError, SimCSEError, shortened
+from .errors import ModelError, SimCSEError, shortened
+from .failures import explain_failure
 from .files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
 SEAL = "checksums.json"
 PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+REPLACED = "replaced"  # in there: an earlier one of the same step, until the new one has its place
 LAST = ("auto", "true", "True")  # what resume_from_checkpoint says for the last one
+NONE = (None, "", "false", "False")  # and to start anew
 _NAME = re.compile(r"checkpoint-(\d+)")
-# Where a run is made and how it is watched changes no weight.
-_CHANGES_NOTHING = {
-    "output_dir",
-    "resume_from_checkpoint",
-    "data_cache_dir",
-    "data_dir",
-    "cache_dir",
-    "run_name",
-    "report_to",
-    "disable_tqdm",
-    "project",
-    "trackio_space_id",
-    "debug",
-    "logging_steps",
-    "logging_strategy",
-    "logging_first_step",
-    "log_level",
-    "log_level_replica",
-    "log_on_each_node",
-    "save_total_limit",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_prefetch_factor",
-    "dataloader_pin_memory",
-    "local_rank",
-    "ddp_timeout",
-}
-
-# Optimiser, schedule and the state of the trainer bring these along.
-_GOES_ON = {
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "lr_scheduler_type",
-    "eval_steps",
-    "save_steps",
-}
-
-# A resumed epoch skips as many rows as were trained on: of another order, other rows.
-_CHANGES_ORDER = {
-    "world_size",
-    "per_device_train_batch_size",
-    "scored_batch_size",
-    "gradient_accumulation_steps",
-    "mixing",
-    "seed",
-    "data_seed",
-    "shuffle_buffer",
-    "source_weights",
-}
 
 
 def seal(folder: Path, facts: dict) -> None:
@@ -125,8 +76,8 @@ def damage_of(folder: Path) -> str | None:
         logger.warning("%s has no %s, so its files are used unchecked.", folder, SEAL)
         return None
     try:
-        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
+        content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        for name, expected in content["files"].items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 return f"{SEAL} names the file {name}, which is not in it"
             path = folder / name
@@ -136,8 +87,12 @@ def damage_of(folder: Path) -> str | None:
                 return f"{name} has {size:,} bytes instead of {expected['bytes']:,}"
             if sha256_of(path) != expected["sha256"]:
                 return f"the content of {name} has changed since it was written"
+        if not isinstance(content["facts"], dict):
+            return f"{SEAL} cannot be read"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{SEAL} cannot be read"
+    except OSError as error:  # a disk that fails
+        return f"a file in it cannot be read ({error.strerror})"
     return None
 
 
@@ -176,7 +131,7 @@ def checkpoint_to_resume(wanted: str | None, run_dir: Path) -> Path | None:
     Raises:
         ModelError: The folder is no checkpoint or damaged; or with `auto`, all are.
     """
-    if wanted in (None, "", "false", "False"):
+    if wanted in NONE:
         return None
     if wanted in LAST:
         found = last_whole_checkpoint(run_dir)
@@ -222,8 +177,8 @@ def resuming_from(checkpoint: str | Path | None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError, UnpicklingError, OSError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, SimCSEError):
-            raise
+        if isinstance(error, SimCSEError) or (isinstance(error, RuntimeError) and explain_failure(error)):
+            raise  # a full memory, or a lost process: not the checkpoint's fault
         raise ModelError(
             f"{checkpoint} cannot be resumed: {shortened(' '.join(str(error).split()), 300)}. It belongs to another model, or a "
             "file in it is damaged or holds more than tensors and numbers. Resume with the settings it was saved with, or "
@@ -231,7 +186,7 @@ def resuming_from(checkpoint: str | Path | None) -> Iterator[None]:
         ) from error
 
 
-def keep_only(run_dir: Path, limit: int | None, best: str | None) -> None:
+def keep_only(run_dir: Path, limit: int | None, *, last: Path, best: str | None) -> None:
     """Remove the oldest checkpoints of a run, but never the last or the best.
 
     Each is renamed first: one that was half-removed when the process was killed is no checkpoint.
@@ -239,18 +194,43 @@ def keep_only(run_dir: Path, limit: int | None, best: str | None) -> None:
     Args:
         run_dir: Where they lie.
         limit: How many to keep; None or 0 for all.
+        last: The one that was saved last.
         best: Path of the best.
     """
     if not limit or limit < 0:
         return
     found = list(checkpoints_of(run_dir))
-    protected = [path for path in found if path == found[0] or (best is not None and path == Path(best))]
+    protected = [path for path in found if path == last or (best is not None and path == Path(best))]
     others = [path for path in found if path not in protected]
     for path in others[max(limit - len(protected), 0) :]:
         hidden = path.with_name(f".{path.name}{PARTIAL}")
         shutil.rmtree(hidden, ignore_errors=True)
         path.replace(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def set_aside_after(step: int, run_dir: Path) -> None:
+    """Rename checkpoints beyond a step, which a run that goes on from there takes for its own otherwise.
+
+    They are damaged, or of a continuation that was given up.
+    """
+    for path in checkpoints_of(run_dir):
+        if int(_NAME.fullmatch(path.name)[1]) > step:
+            aside = path.with_name(f"superseded-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+            logger.warning(
+                "%s is beyond step %d, from which the run goes on; it is kept as %s.", path, step, aside.name
+            )
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what is left of a checkpoint that was being written; one that it was to replace returns to its place."""
+    replaced = folder / REPLACED
+    final = folder.with_name(folder.name.removeprefix(".").removesuffix(PARTIAL))
+    if replaced.exists() and not final.exists():
+        replaced.replace(final)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_best_again(
@@ -294,75 +274,3 @@ def find_best_again(
     state.best_global_step = step or 0
     state.best_metric = None if step is None else scores[step]
     state.best_model_checkpoint = None if step is None else str(whole[step])
-
-
-def check_same_data(checkpoint: Path, facts: dict) -> None:
-    """Refuse to go on with other data.
-
-    Of other training data the order of the rows would be another, and part of them trained on twice. Scores on another
-    evaluation set could not be compared with those there are, of which the best chooses the weights.
-
-    Args:
-        checkpoint: Sealed with such facts.
-        facts: `data`: what identifies all that is trained on, as in `TrainingViews.sources`; `evaluated_on`: the same of
-            the evaluation set, empty where there is none.
-
-    Raises:
-        DataError: Names the file that changed.
-    """
-    before, now = facts_of(checkpoint), facts["data"]
-    cure = (
-        f"Put back the data that {checkpoint} was trained on; or start a new run from its weights, with model_name_or_path "
-        f"{checkpoint} and another output_dir."
-    )
-    if "data" in before and len(before["data"]) != len(now):
-        raise DataError(f"{len(before['data'])} data files were trained on, and now there are {len(now)}. {cure}")
-    _check_same(before.get("data", []), now, checkpoint, cure)
-    if facts["evaluated_on"]:
-        cure = "Put it back, or start a new run in another output_dir: scores on two sets cannot be compared."
-        _check_same(before.get("evaluated_on", []), facts["evaluated_on"], checkpoint, cure)
-
-
-def _check_same(before: Sequence[dict], now: Sequence[dict], checkpoint: Path, cure: str) -> None:
-    for old, new in zip(before, now, strict=False):
-        if _content(old) != _content(new):
-            name = new.get("path") or new.get("hub")
-            raise DataError(
-                f"{name} is not what {old.get('path') or old.get('hub')} was when {checkpoint.name} was saved "
-                f"({_content(old)[:12]} then, {_content(new)[:12]} now). {cure}"
-            )
-
-
-def _content(source: dict) -> str:
-    return str(source.get("sha256") or source.get("fingerprint"))
-
-
-def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
-    """Settings that are not what they were when a checkpoint was saved, as `name: old -> new`.
-
-    Args:
-        checkpoint: Sealed with such facts.
-        facts: `arguments` (`{"model": {...}, "data": {...}, "training": {...}}`), `world_size` and `mixed_precision`.
-    """
-    before, now = facts_of(checkpoint), json.loads(json.dumps(facts, default=str))
-    pairs = [(name, before.get(name), now.get(name)) for name in ("world_size", "mixed_precision") if name in before]
-    pairs = [each for each in pairs if each[1] != each[2]] + changed(before.get("arguments", {}), now["arguments"])
-    means = dict.fromkeys(_GOES_ON, ", but the checkpoint's goes on")
-    means |= dict.fromkeys(_CHANGES_ORDER, ", so this epoch sees some rows twice and others not")
-    return [f"{name}: {old} -> {new}{means.get(name, '')}" for name, old, new in pairs]
-
-
-def changed(before: dict, now: dict) -> list[tuple[str, object, object]]:
-    """Name, old and new value of the arguments that differ and change something.
-
-    Args:
-        before: `{"model": {...}, "data": {...}, "training": {...}}`, as a record keeps them.
-        now: The same of another run.
-    """
-    now = json.loads(json.dumps(now, default=str))  # JSON knows no tuples
-    return [
-        (name, old, now.get(group, {}).get(name))
-        for group, values in before.items()
-        for name, old in sorted(values.items())
-        if name not in _CHANGES_NOTHING and old != now.get(group, {}).get(name)
-    ]

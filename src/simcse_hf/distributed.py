@@ -5,6 +5,7 @@ On one process every function is the identity, so callers never ask.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,17 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process, 0 .. W-1."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def close_at_exit() -> None:
+    """Have the process group of gloo closed when the interpreter ends: its threads may abort a process otherwise."""
+    if world_size() > 1 and dist.get_backend() == "gloo":
+        atexit.register(_close)
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:

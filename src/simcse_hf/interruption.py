@@ -77,8 +77,8 @@ class StopWhenAsked(TrainerCallback):
     step they agree whether one of them was asked. A signal that comes seconds later is another request: it interrupts
     at once.
 
-    A checkpoint due at the last step of an epoch waits for what else happens at the epoch's end: an evaluation there
-    would be missed by a run that goes on from it.
+    A checkpoint due at the last step of an epoch, or of the training, waits for what else happens at the epoch's end: an
+    evaluation there would be missed by a run that goes on from it.
     """
 
     def __init__(self):
@@ -126,7 +126,8 @@ class StopWhenAsked(TrainerCallback):
             asked = bool(sum_over_processes(torch.tensor([int(asked)], device=args.device)).item())
         self._stopping = asked
         control.should_save |= asked
-        if control.should_save and float(state.epoch or 0.5).is_integer():
+        is_last = state.global_step >= state.max_steps or float(state.epoch or 0.5).is_integer()
+        if control.should_save and is_last:
             control.should_save, self._save_is_due = False, True
 
     def on_epoch_end(self, args, state, control, **kwargs):

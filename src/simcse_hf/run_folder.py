@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -14,9 +13,11 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import LAST, PARTIAL, changed, checkpoint_to_resume, checkpoints_of
+from .checkpoints import LAST, NONE, PARTIAL, checkpoint_to_resume, checkpoints_of, remove_partial
+from .continuation import RECORD, differences, goes_further, read_record
 from .errors import ConfigError, SimCSEError
-from .files import STAGING, sha256_of
+from .failures import explain_failure
+from .files import STAGING
 from .stages import FOLDER
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ class RunFinished(SimCSEError):
 
 
 @contextmanager
-def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) -> Iterator[Path | None]:
+def claimed_output_dir(
+    training_args: SimCSETrainingArguments, arguments: dict, first_stage: dict | None = None
+) -> Iterator[Path | None]:
     """The folder of a run, for this run alone inside the block; yields the checkpoint to go on from, or None.
 
     The first process looks and chooses for all.
@@ -47,10 +50,11 @@ def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) 
     Args:
         training_args: `output_dir`, `resume_from_checkpoint` and `first_stage` among them.
         arguments: Of the run, as its record keeps them.
+        first_stage: The same of the first of two stages.
 
     Raises:
-        ConfigError: The folder cannot be written, holds what this run would replace or a finished run of other settings
-            or data, or another run is at work there; a checkpoint that is of neither stage of this run.
+        ConfigError: The folder cannot be written or its record read; it holds what this run would replace, or a finished
+            run of other settings or data; another run is at work there; the checkpoint is of neither stage of this run.
         ModelError: See `checkpoints.checkpoint_to_resume`.
         RunFinished: With `resume_from_checkpoint` auto, where the folder holds this run's end.
     """
@@ -61,12 +65,14 @@ def claimed_output_dir(training_args: SimCSETrainingArguments, arguments: dict) 
             try:
                 _make_writable(output_dir)
                 _wait_for(lock, output_dir)  # before anything in it is looked at
-                _refuse_what_is_finished(training_args, arguments)
+                _refuse_what_is_finished(training_args, arguments, first_stage)
                 choice[0] = _resume_point(training_args)
                 _refuse_what_would_be_replaced(training_args, choice[0])
                 _remove_half_written(output_dir)
             except SimCSEError as error:
                 choice[1] = error
+            except OSError as error:
+                choice[1] = ConfigError(explain_failure(error))
         checkpoint, error = broadcast_object_list(choice)
         if error is not None:
             raise error
@@ -109,38 +115,27 @@ def _wait_for(lock: FileLock, output_dir: Path) -> None:
         logger.warning("%s cannot be locked (%s), so nothing keeps a second run out of it.", output_dir, error)
 
 
-def differences(record: dict, arguments: dict) -> dict[str, str]:
-    """What is not as it was in a finished run, by the argument's name or the data file's path, in words.
-
-    Args:
-        record: Its `simcse_run.json`.
-        arguments: Of another run, as its record would keep them.
-    """
-    found = {name: f"{name}: {old} -> {new}" for name, old, new in changed(record["arguments"], arguments)}
-    for part in filter(None, (record.get("data"), record.get("scored_data"))):
-        for source in part["sources"]:
-            path = Path(source.get("path") or "")
-            if path.is_file() and sha256_of(path) != source["sha256"]:
-                found[str(path)] = f"{path} has another content"
-    return found
-
-
-def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict) -> None:
-    output_dir = Path(training_args.output_dir)
-    record = output_dir / "simcse_run.json"
-    if training_args.resume_from_checkpoint not in LAST or not record.exists():
+def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict, first_stage: dict | None) -> None:
+    output_dir, wanted = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    if wanted in NONE or not (output_dir / RECORD).exists():
         return
-    differing = differences(json.loads(record.read_text(encoding="utf-8")), arguments)
-    if training_args.first_stage:  # whose result the second stage was told to start from
+    record = read_record(output_dir / RECORD)
+    differing = differences(record, arguments)
+    if first_stage is not None:
+        # The second stage was told to start from the first's result.
         differing = {name: words for name, words in differing.items() if name not in _OF_THE_FIRST_STAGE}
-    if differing.keys() & {"max_steps", "num_train_epochs"}:
-        return  # it is to be trained further
+        of_first = output_dir / FOLDER / RECORD
+        found = differences(read_record(of_first), first_stage) if of_first.exists() else {}
+        differing |= {f"{FOLDER}/{name}": f"in the first stage {words}" for name, words in found.items()}
+    if goes_further(record, arguments):
+        return
     if differing:
         raise ConfigError(
             f"{output_dir} holds a finished run, and this is another: {'; '.join(differing.values())}. Name another output_dir; or "
             "raise max_steps or num_train_epochs to train that one further."
         )
-    raise RunFinished(f"finished before, nothing to do: {output_dir}")
+    if wanted in LAST:
+        raise RunFinished(f"finished before, nothing to do: {output_dir}")
 
 
 def _resume_point(training_args: SimCSETrainingArguments) -> Path | None:
@@ -165,11 +160,11 @@ def _lies_in(checkpoint: Path, folder: Path) -> bool:
 def _refuse_what_would_be_replaced(training_args: SimCSETrainingArguments, checkpoint: Path | None) -> None:
     output_dir = Path(training_args.output_dir)
     resuming = checkpoint is not None and _lies_in(checkpoint, output_dir)
-    if (output_dir / "simcse_run.json").exists() and not resuming:
+    if (output_dir / RECORD).exists() and not resuming:
         raise ConfigError(
             f"{output_dir} already holds a finished run. Choose another output_dir, or remove that folder first."
         )
-    if training_args.first_stage and training_args.resume_from_checkpoint is None and (output_dir / FOLDER).exists():
+    if training_args.first_stage and training_args.resume_from_checkpoint in NONE and (output_dir / FOLDER).exists():
         raise ConfigError(
             f"{output_dir / FOLDER} is there already. Go on with --resume_from_checkpoint auto, or remove {output_dir} first."
         )
@@ -185,13 +180,16 @@ def _refuse_what_would_be_replaced(training_args: SimCSETrainingArguments, check
     ]
     if taken and not resuming:
         raise ConfigError(
-            f"output_dir {output_dir} holds a {taken[0]} that this run did not write and would replace. Name a new folder."
+            f"output_dir {output_dir} holds a {taken[0]}, of a release that was cut off or of something else, which this run would "
+            "replace. Name a new folder, or remove that one first."
         )
 
 
 def _remove_half_written(output_dir: Path) -> None:
     """A run was killed while it wrote these."""
-    for folder in (*output_dir.glob(f".checkpoint-*{PARTIAL}"), *output_dir.glob(f"{STAGING}*")):
+    for folder in output_dir.glob(f".checkpoint-*{PARTIAL}"):
+        remove_partial(folder)
+    for folder in output_dir.glob(f"{STAGING}*"):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in output_dir.glob(".simcse_run.json.*"):
+    for file in output_dir.glob(f".{RECORD}.*"):
         file.unlink(missing_ok=True)

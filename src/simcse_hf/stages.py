@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from .continuation import RECORD
 from .errors import ConfigError, shortened
 from .parser import check_values, field_types, read_config, typed_values
 
@@ -47,7 +48,7 @@ def first_stage_arguments(
             f"{path}: {forbidden} belongs to the run as a whole. Set it in the config that names this file."
         )
     output_dir = Path(training_args.output_dir) / FOLDER
-    unfinished = not (output_dir / "simcse_run.json").exists()
+    unfinished = not (output_dir / RECORD).exists()
     differing |= {
         "output_dir": str(output_dir),
         "first_stage": None,

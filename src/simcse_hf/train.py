@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from .backbones import one_line, without_pooler
-from .checkpoints import changed_settings, check_same_data
+from .backbones import one_line
+from .checkpoints import facts_of
+from .continuation import RECORD, changed_settings, check_may_go_on, differences, read_record
 from .corpora import ScoredPairs, TrainingViews
+from .distributed import close_at_exit
 from .dropout_audit import DropoutAudit, audit_dropout
 from .encoder import SentenceEncoder
 from .errors import ConfigError, SimCSEError, TrainingError
 from .evaluation import STSResult, evaluate_sts
 from .failures import explain_failure
-from .files import staged_folder, write_json
+from .files import write_json
 from .method import warnings_of_folder
 from .metrics import sts_correlations
-from .model_card import eval_result_files, model_card
 from .modeling_simcse import SimCSEModel
 from .objective_setup import add_objectives, settings_without_effect
-from .release import check_release, write_release
-from .run_folder import claimed_output_dir, differences
-from .score_report import Score, write_scores
+from .publication import probe_sentences, publish
+from .run_folder import claimed_output_dir
 from .sentence_store import ViewsDataset
 from .sharded_weights import whole_model
 from .shuffled_rows import WeightedRows
@@ -69,20 +67,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: S
     _check_precision(training_args)
     if data_args.streaming:
         check_streaming(model_args, data_args, training_args)
-    if data_args.eval_task in (None, "none"):
-        _switch_off_evaluation(training_args)
-    with claimed_output_dir(training_args, _arguments(model_args, data_args, training_args)) as checkpoint:
-        return _train(model_args, data_args, training_args, checkpoint)
+    stage = first_stage_arguments(model_args, data_args, training_args) if training_args.first_stage else None
+    for _, data, training in filter(None, (stage, (model_args, data_args, training_args))):
+        if data.eval_task in (None, "none"):
+            _switch_off_evaluation(training)
+    arguments = _arguments(model_args, data_args, training_args)
+    close_at_exit()
+    with claimed_output_dir(training_args, arguments, stage and _arguments(*stage)) as checkpoint:
+        return _train(model_args, data_args, training_args, stage, checkpoint)
 
 
 def _train(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: SimCSETrainingArguments,
+    stage: Arguments | None,
     checkpoint: Path | None,
 ) -> TrainingRun:
     clock = {"start": time.perf_counter()}
-    stage = first_stage_arguments(model_args, data_args, training_args) if training_args.first_stage else None
     started_from = warnings_of_folder(model_args.model_name_or_path or "")
 
     # Data
@@ -108,7 +110,7 @@ def _train(
     first_stage = None
     if stage is not None:
         training_args.distributed_state.wait_for_everyone()  # until all have looked at output_dir
-        first_stage = _first_stage(stage)
+        first_stage = _first_stage(stage, training_args.first_stage)
         model_args = dataclasses.replace(
             model_args,
             model_name_or_path=first_stage["output_dir"],
@@ -172,10 +174,11 @@ def _train(
         logger.info("resuming from %s", checkpoint or "nothing: there is no checkpoint, so the run starts anew")
     changes = []
     if checkpoint is not None:
-        check_same_data(checkpoint, trainer.facts)
+        check_may_go_on(checkpoint, trainer.facts)
         changes = changed_settings(checkpoint, trainer.facts)
         for setting in changes:
             logger.warning("not as it was when %s was saved: %s", checkpoint.name, setting)
+        changes = trainer.facts["changed"] = [*facts_of(checkpoint).get("changed", []), *changes]
     before = evaluate(model, tokenizer, [pairs])[0] if pairs is not None else None
     clock["trained_from"] = time.perf_counter()
     try:
@@ -216,9 +219,9 @@ def _train(
         }
         output_dir = Path(training_args.output_dir)
         if training_args.write_release:
-            publish(trained, tokenizer, record, results, output_dir, _probe_sentences(views, pairs))
+            publish(trained, tokenizer, record, results, output_dir, probe_sentences(views, pairs))
         else:
-            write_json(output_dir / "simcse_run.json", record)
+            write_json(output_dir / RECORD, record)
     trainer.accelerator.wait_for_everyone()
     return TrainingRun(
         output_dir=Path(training_args.output_dir),
@@ -230,22 +233,20 @@ def _train(
     )
 
 
-def _first_stage(stage: Arguments) -> dict:
+def _first_stage(stage: Arguments, named: str) -> dict:
     """Train the first of two stages, or find it finished; what the record of the second says of it."""
     output_dir = Path(stage[2].output_dir)
-    finished = output_dir / "simcse_run.json"
-    if finished.exists():
-        record = json.loads(finished.read_text(encoding="utf-8"))
-        if differing := differences(record, _arguments(*stage)):
+    if (output_dir / RECORD).exists():
+        if differing := differences(read_record(output_dir / RECORD), _arguments(*stage)):
             raise ConfigError(
-                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing.values())}. Make them as they "
-                "were, or name another output_dir, or remove that folder."
+                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing.values())}. Put them back "
+                f"(settings that are the first stage's own stand in {named}), or name another output_dir, or remove that folder."
             )
         logger.info("the first stage is finished: %s", output_dir)
     else:
         logger.info("first stage, into %s", output_dir)
         train(*stage)
-        record = json.loads(finished.read_text(encoding="utf-8"))  # as every process finds it
+    record = read_record(output_dir / RECORD)  # as every process finds it
     kept = ("data", "scored_data", "before", "results", "steps", "arguments", "model_config")
     return {"output_dir": str(output_dir), **{key: record.get(key) for key in kept}}
 
@@ -297,7 +298,6 @@ def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainin
     Without one there is nothing to choose a checkpoint by, and the last is released.
     """
     if data_args.eval_task in (None, "none"):
-        _switch_off_evaluation(training_args)
         return None
     return load_sts(data_args.eval_task, data_dir=data_args.data_dir)
 
@@ -333,33 +333,6 @@ def evaluate_sizes(model: SimCSEModel, tokenizer: PreTrainedTokenizerBase, sets:
     return found
 
 
-def publish(
-    model: SimCSEModel,
-    tokenizer: PreTrainedTokenizerBase,
-    record: dict,
-    results: list[STSResult],
-    output_dir: Path,
-    probe: list[str],
-) -> None:
-    """Write the release beside its place, check it with every loader, and only then move it there."""
-    with staged_folder(output_dir, last="simcse_run.json") as staging:
-        write_release(model, tokenizer, staging)
-        record["release_check"] = check_release(staging, model, probe)
-        has_pooler = bool(without_pooler(model.config.text_config))
-        card = model_card(record, model.config, results, has_pooler=has_pooler)
-        (staging / "README.md").write_text(str(card), encoding="utf-8")
-        for task, entries in eval_result_files(results).items():
-            write_json(staging / EVAL_RESULTS_FOLDER / f"{task}.yaml", entries)  # JSON is YAML
-        if results:
-            write_scores([Score(model=output_dir.name, result=result) for result in results], staging / "eval")
-        write_json(staging / "simcse_run.json", record)
-    checked = ", ".join(
-        f"{loader} {'not installed' if difference is None else f'{difference:.0e}'}"
-        for loader, difference in record["release_check"].items()
-    )
-    logger.info("release written to %s; largest difference from the trained model: %s", output_dir, checked)
-
-
 def _audit(
     model: SimCSEModel, dataset: ViewsDataset, views: TrainingViews, training_args: SimCSETrainingArguments
 ) -> DropoutAudit:
@@ -379,14 +352,6 @@ def _check_precision(training_args: SimCSETrainingArguments) -> None:
         raise ConfigError(
             "fp16 needs a GPU, and this run is on the CPU, where it would silently be float32. Add --fp16 false (or --bf16)."
         )
-
-
-def _probe_sentences(views: TrainingViews, pairs: ScoredPairs | None) -> list[str]:
-    sentences = [sentence for row in views.rows[:16] for sentence in row]
-    if pairs is not None:
-        sentences += pairs.sentences1[:16]
-    # One word, and one far beyond any max_seq_length: padding and truncation must agree too.
-    return [*dict.fromkeys(sentences), "네", "아주 긴 문장 " * 200]
 
 
 def _device(training_args: SimCSETrainingArguments) -> str:

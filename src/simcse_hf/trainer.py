@@ -6,40 +6,35 @@ Axes: B items, V views, N pairs, D vector size.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import PARTIAL, check_loaded, find_best_again, keep_only, resuming_from, seal, sync_folder
 from .collators import ViewsCollator
 from .errors import TrainingError
 from .evaluation import geometry
-from .interruption import StopWhenAsked, shielded_workers
+from .interruption import shielded_workers
 from .metrics import METRIC_NAMES
 from .mixing import MixedBatches, follow_epochs
 from .modeling_simcse import SimCSEModel
 from .process_guards import check_equal_batches, check_sharding
-from .quiet import quiet_transformers
+from .resumable_trainer import ResumableTrainer
 from .sentence_store import ViewsDataset
-from .sharded_weights import keep_own_name, shard_layer_by_layer, whole_model
+from .sharded_weights import shard_layer_by_layer, whole_model
 from .shuffled_rows import ShuffledRows, WeightedRows, lighten
 from .streamed_rows import StreamedRows
 from .sts_metric import STSCorrelations
-from .training_guards import GradientCheck, check_training_arguments, check_weights, explain_accumulation
+from .training_guards import GradientCheck, check_training_arguments, explain_accumulation
 
 logger = logging.getLogger(__name__)
 
 
-class SimCSETrainer(Trainer):
+class SimCSETrainer(ResumableTrainer):
     """Trains a `SimCSEModel` on views, packed where its encoder can, and evaluates it on scored pairs.
 
     Evaluation yields the eight corpus-level correlations, `avg`, `alignment` and `uniformity`.
@@ -87,8 +82,6 @@ class SimCSETrainer(Trainer):
             explain_accumulation(args)
         self.scored_dataset = scored_dataset
         self.row_weights = row_weights
-        self.facts = facts or {}
-        self.stop_when_asked = StopWhenAsked()
         self._check_gradients = GradientCheck(args.learning_rate)
         model.gradient_cache_tokens = args.gradient_cache_tokens
         if args.torch_compile:
@@ -101,9 +94,6 @@ class SimCSETrainer(Trainer):
                 if unpacked
                 else f"a '{model.backbone.config.model_type}' encoder with {model.backbone.config._attn_implementation} attention",
             )
-        callbacks = [*callbacks, self.stop_when_asked]
-        if args.early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         super().__init__(
             model=model,
             args=args,
@@ -113,25 +103,11 @@ class SimCSETrainer(Trainer):
             processing_class=processing_class,
             compute_metrics=compute_sts_metrics(score_scale),
             callbacks=callbacks,
+            facts=facts,
         )
         check_sharding(args, self.accelerator)
         if self.is_fsdp_enabled:
             shard_layer_by_layer(model)
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As in Trainer; SIGTERM and SIGINT end it after the step, with a checkpoint.
-
-        Raises:
-            ModelError: The checkpoint cannot be loaded into this model.
-            TrainingInterrupted: By such a signal.
-        """
-        at_start = self.args.eval_on_start
-        self.args.eval_on_start = at_start and resume_from_checkpoint is None  # a resumed run has started long ago
-        try:
-            with self.stop_when_asked:
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            self.args.eval_on_start = at_start
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss; `num_items_in_batch` is ignored on purpose.
@@ -252,135 +228,12 @@ class SimCSETrainer(Trainer):
             embeddings = encoder.embed_batch(**inputs)
         return None, embeddings.float().contiguous(), scores
 
-    def _save_checkpoint(self, model, trial):
-        """Save into a hidden folder, with checksums, and rename: a checkpoint exists whole or not at all."""
-        check_weights(self.model, self.state.global_step, self.args.learning_rate)
-        run_dir = Path(self.args.output_dir)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._staging = run_dir / f".{name}{PARTIAL}"
-        staged, final = self._staging / name, run_dir / name
-        try:
-            super()._save_checkpoint(model, trial)
-            # A process that failed is not here, and then this one fails too: what it lacks must not be sealed.
-            self.accelerator.wait_for_everyone()
-            if self.state.best_model_checkpoint == str(staged):
-                self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-                self._check_that_all_wrote(staged)
-                seal(staged, self.facts)
-                if final.exists():
-                    final.replace(self._staging / "replaced")
-                staged.replace(final)
-                sync_folder(run_dir)
-                keep_only(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-
-    def _check_that_all_wrote(self, staged: Path) -> None:
-        processes = self.args.world_size
-        missing = [rank for rank in range(processes) if not (staged / f"rng_state_{rank}.pth").exists()]
-        if processes > 1 and missing and not self.args.save_on_each_node:
-            raise TrainingError(
-                f"ranks {', '.join(map(str, missing))} wrote nothing into {staged.parent.parent}: it is not the same "
-                "folder on all machines. Choose an output_dir that they share, or set save_on_each_node true."
-            )
-
-    def _init_training_state(self, *args, **kwargs):
-        position = super()._init_training_state(*args, **kwargs)
-        self._find_best_again()
-        return position
-
-    def _run_epoch(self, *args, **kwargs):
-        """As in Trainer; a run that had come to its end before it was resumed trains no further step."""
-        if self.state.global_step >= self.state.max_steps or self._patience_is_over():
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _load_callback_state(self):
-        """Go on counting evaluations without a better score; patience itself is that of the arguments."""
-        stored = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
-        for callback in self._early_stopping():
-            if stored:
-                callback.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
-
-    def _early_stopping(self) -> list[EarlyStoppingCallback]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
-
-    def _patience_is_over(self) -> bool:
-        return any(
-            callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self._early_stopping()
-        )
-
-    def _determine_best_metric(self, metrics, trial):
-        is_new_best = super()._determine_best_metric(metrics, trial)
-        if is_new_best and self.args.load_best_model_at_end:
-            self.control.should_save = True  # else there would be nothing to load
-        # With save_strategy best the answer decides whether to save now.
-        return is_new_best or self.stop_when_asked.stopping
-
-    def _load_best_model(self):
-        self._find_best_again()
-        self.released_best = self.state.best_model_checkpoint is not None
-        if self.released_best:
-            with resuming_from(self.state.best_model_checkpoint):
-                super()._load_best_model()
-
-    def _find_best_again(self) -> None:
-        if self.args.metric_for_best_model is not None:
-            find_best_again(
-                self.state,
-                Path(self.args.output_dir),
-                self.args.metric_for_best_model,
-                greater_is_better=bool(self.args.greater_is_better),
-                is_released=self.args.load_best_model_at_end,
-            )
-
-    def _finalize_training(self, *args, **kwargs):
-        # With save_total_limit 1 Trainer would remove the last checkpoint before the release is written.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with resuming_from(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _issue_warnings_after_load(self, load_result):
-        check_loaded(self.model, load_result.missing_keys, load_result.unexpected_keys)
-        super()._issue_warnings_after_load(load_result)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        with resuming_from(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint):
-        with resuming_from(checkpoint):
-            super()._load_rng_state(checkpoint)
-
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._check_gradients(norm, self.state.global_step + 1, scaled=self.accelerator.scaler is not None)
         return norm
 
-    def _save(self, output_dir=None, state_dict=None):
-        keep_own_name(self.accelerator.unwrap_model(self.model))
-        with quiet_transformers():
-            super()._save(output_dir, state_dict)
-
-    released_best = False  # whether the weights are those of the best checkpoint
-    _staging: Path | None = None
     _whole_model: SimCSEModel | None = None  # while a set is scored
-
-    def _get_output_dir(self, trial):
-        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
 
 def compute_sts_metrics(scale: tuple[float, float]) -> Callable[[EvalPrediction], dict[str, float]]:

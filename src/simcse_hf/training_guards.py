@@ -10,6 +10,7 @@ import torch
 from .arguments import SimCSETrainingArguments
 from .distributed import whole_tensor
 from .errors import TrainingError
+from .metrics import METRIC_NAMES
 from .process_guards import check_launch, check_same_settings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int | None) ->
         TrainingError: Names the argument and the cure.
     """
     check_launch(args)
+    check_same_settings(args, 0 if rows is None else rows)
     per_process, processes = args.per_device_train_batch_size, args.world_size
     if args.n_gpu > 1:
         raise TrainingError(
@@ -60,6 +62,11 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int | None) ->
             "split_batches out: "
             "every process then reads its own batches."
         )
+    if not args.accelerator_config.even_batches:
+        raise TrainingError(
+            "accelerator_config says even_batches false: processes would score unequal parts of the evaluation set, and some "
+            "pairs not at all. Leave it out."
+        )
     if args.push_to_hub:
         raise TrainingError(
             "push_to_hub would upload checkpoints, optimiser included, and not the release. Leave it out, and upload the finished "
@@ -82,7 +89,12 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int | None) ->
         raise TrainingError(
             "early_stopping_patience counts evaluations, and eval_strategy is no. Set eval_strategy to steps."
         )
-    check_same_settings(args, 0 if rows is None else rows)
+    names = {name.removeprefix("eval_") for name in (*METRIC_NAMES, "avg", "alignment", "uniformity")}
+    if args.eval_strategy != "no" and (args.metric_for_best_model or "avg").removeprefix("eval_") not in names:
+        raise TrainingError(
+            f"metric_for_best_model is {args.metric_for_best_model!r}, which no evaluation finds. Choose one of "
+            f"{', '.join(sorted(names))}."
+        )
 
 
 def explain_accumulation(args: SimCSETrainingArguments) -> None:
