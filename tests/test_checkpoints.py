@@ -22,6 +22,7 @@ from simcse_hf.checkpoints import (
     keep_only,
     last_whole_checkpoint,
     remove_partial,
+    resuming_from,
     seal,
     set_aside_after,
 )
@@ -268,3 +269,10 @@ def test_weights_tied_to_one_that_was_loaded_are_not_missing() -> None:
         check_loaded(model, ["0.weight", "1.weight"], [])
     with pytest.raises(ValueError, match="1 differ, strange among them"):
         check_loaded(model, [], ["strange"])
+
+
+def test_a_checkpoint_is_not_blamed_for_a_full_memory(tmp_path) -> None:
+    with pytest.raises(ModelError, match="belongs to another model"), resuming_from(tmp_path):
+        raise RuntimeError("size mismatch for a weight")
+    with pytest.raises(RuntimeError, match="Connection closed"), resuming_from(tmp_path):
+        raise RuntimeError("[gloo] Connection closed by peer")

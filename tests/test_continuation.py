@@ -19,6 +19,7 @@ TRAINING = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 8,
     "learning_rate": 1.0,
     "output_dir": "a",
     "metric_for_best_model": "avg",
@@ -117,7 +118,7 @@ def test_a_checkpoint_of_which_nothing_is_known_is_taken(tmp_path) -> None:
 
 
 def test_settings_that_changed_are_listed_and_places_are_not(saved) -> None:
-    assert changed_settings(saved, facts(training={"output_dir": "b"})) == []
+    assert changed_settings(saved, facts(training={"output_dir": "b", "per_device_eval_batch_size": 1})) == []
     now = facts(model={"temperature": 0.1}, training={"learning_rate": 2.0}, world_size=1)
     assert changed_settings(saved, now) == [
         "world_size: 2 -> 1, so this epoch sees some rows twice and others not",

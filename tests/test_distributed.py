@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ from transformers import BertConfig
 import simcse_hf.batch_losses as batch_losses
 from simcse_hf import SimCSEConfig, SimCSEModel
 from simcse_hf.collators import ViewsCollator
-from simcse_hf.distributed import gather_integers, gather_values, gather_with_gradient, rank, world_size
+from simcse_hf.distributed import close_at_exit, gather_integers, gather_values, gather_with_gradient, rank, world_size
 from simcse_hf.errors import TrainingError
 from simcse_hf.packing import RowLayout
 from simcse_hf.process_guards import check_equal_batches
@@ -71,6 +72,19 @@ def spawn(function: Callable, processes: int, *arguments) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     multiprocessing.spawn(function, args=(processes, port, *arguments), nprocs=processes)
+
+
+def end_as_an_interpreter(index: int, processes: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=index, world_size=processes)
+    close_at_exit()
+    atexit._run_exitfuncs()
+    assert not dist.is_initialized()
+
+
+def test_no_process_ends_with_its_group_open() -> None:
+    """gloo's threads would abort now and then."""
+    spawn(end_as_an_interpreter, 2)
 
 
 # --- ten steps ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from conftest import says, training
 from test_resume import ask, at_call, cut_short, score_as
 
+from simcse_hf import run_folder
 from simcse_hf.checkpoints import checkpoints_of
 from simcse_hf.cli import main
 from simcse_hf.errors import ConfigError
@@ -142,6 +143,21 @@ def test_a_damaged_record_of_a_finished_run_is_one_sentence(settings, refused) -
     record = settings["output_dir"] / "simcse_run.json"
     record.write_bytes(record.read_bytes()[:-100])
     says(refused(training(settings, *AUTO)), str(record), "is damaged")
+
+
+def test_data_that_cannot_be_read_is_one_sentence_on_every_process(settings, refused, monkeypatch) -> None:
+    """The first process alone compares it, and the others wait for its answer."""
+    assert main(training(settings)) == 0
+
+    def fail(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("simcse_hf.continuation.sha256_of", fail)
+    told = []
+    broadcast = run_folder.broadcast_object_list
+    monkeypatch.setattr(run_folder, "broadcast_object_list", lambda choice: told.append(choice[1]) or broadcast(choice))
+    says(refused(training(settings, *AUTO)), "no permission", str(settings["train_file"]))
+    assert isinstance(told[0], ConfigError)
 
 
 def test_a_finished_run_says_so_to_those_who_debug_too(settings, capsys) -> None:
