@@ -675,6 +675,11 @@ def test_a_killed_run_leaves_whole_checkpoints_and_goes_on_to_its_release(good, 
 # --- defects --------------------------------------------------------------------------------------------------------
 
 
+def test_intervals_that_do_not_fit_come_with_a_cure(good, refused) -> None:
+    settings = good | {"save_steps": 20, "eval_steps": 125}
+    says(refused(training(settings)), "round multiple", "eval_task none", "load_best_model_at_end to false")
+
+
 def test_debug_lets_the_exception_through(good, tmp_path, capsys) -> None:
     with pytest.raises(DataError, match=r"nowhere\.txt"):
         main(training(good | {"train_file": tmp_path / "nowhere.txt"}, "--debug"))

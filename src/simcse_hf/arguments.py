@@ -286,4 +286,10 @@ class SimCSETrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         _check_least(self)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "load_best_model_at_end" not in str(error):
+                raise
+            cure = "Without an evaluation set (eval_task none) set load_best_model_at_end to false"
+            raise ValueError(f"{str(error).rstrip('.')}. {cure}; else choose save_steps and eval_steps that fit.") from None
