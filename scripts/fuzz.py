@@ -46,7 +46,7 @@ def main() -> None:
     print(json.dumps(report, indent=2))
     if options.crashes:
         (options.crashes / "report.json").write_text(json.dumps(report, indent=2))
-    sys.exit(1 if report["failures"] else 0)
+    sys.exit(1 if report["failures"] or not report["inputs"] else 0)
 
 
 def quiet() -> None:
@@ -60,6 +60,9 @@ def by_chance(options: argparse.Namespace) -> dict:
     import fuzzing
 
     quiet()
+    for part in options.targets or ():
+        if not any(part in name for name in fuzzing.TARGETS):
+            sys.exit(f"no target has {part!r} in its name; there are {', '.join(fuzzing.TARGETS)}")
     targets = {
         name: target
         for name, target in fuzzing.TARGETS.items()
@@ -124,6 +127,8 @@ def by_coverage(options: argparse.Namespace, rest: list[str]) -> None:
     with contextlib.redirect_stderr(None), atheris.instrument_imports(include=modules):
         import fuzzing
     quiet()
+    if options.atheris not in fuzzing.TARGETS:
+        sys.exit(f"there is no target {options.atheris!r}, but {', '.join(fuzzing.TARGETS)}")
     target, seeds = fuzzing.TARGETS[options.atheris]
     corpus = (options.crashes or Path(tempfile.gettempdir())) / f"corpus-{options.atheris.replace('/', '-')}"
     corpus.mkdir(exist_ok=True)

@@ -40,9 +40,11 @@ from simcse_hf.nli import LABEL_IDS
 from simcse_hf.parser import field_types, parse_arguments, read_config, typed_values
 from simcse_hf.row_report import RowReport
 from simcse_hf.search import read_corpus
+from simcse_hf.sentence_stream import SentenceStream, corpus_files, count_rows
 from simcse_hf.sentence_transformers_layout import read_layout, write_layout
 from simcse_hf.sentencepiece_tokenizer import read_sentencepiece, tokenizer_of
 from simcse_hf.stages import first_stage_arguments
+from simcse_hf.streamed_sets import open_stream
 from simcse_hf.tables import read_table
 from simcse_hf.teacher import _open_vectors as open_vectors
 from simcse_hf.text import normalize_text
@@ -121,7 +123,7 @@ assert tuple(PACKERS)[1:] == COMPRESSIONS
 
 
 def reads_table(data: bytes, name: str, *, through_cache: bool = False) -> bool:
-    """Every way to read a table: as training rows, as scored pairs, as a corpus to search.
+    """Every way to read a table: as training rows, held or as a stream, as scored pairs, as a corpus to search or encode.
 
     Returns:
         Whether any of them took it.
@@ -129,7 +131,7 @@ def reads_table(data: bytes, name: str, *, through_cache: bool = False) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         path = write(Path(temporary), name, data)
         taken = [
-            _reads_training_rows(path, train_as, on_bad_row)
+            _reads_training_rows(path, train_as, on_bad_row) and _streams_the_same_rows(path, train_as, on_bad_row)
             for train_as in ("auto", "sentences", "labels", "scores")
             for on_bad_row in ("error", "skip")
         ]
@@ -145,6 +147,8 @@ def reads_table(data: bytes, name: str, *, through_cache: bool = False) -> bool:
         corpus = attempt(read_corpus, str(path), names=[path.name])
         for sentence in [] if refused(corpus) else corpus:
             _check_sentence(sentence)
+        by_number = attempt(_reads_by_number, path, names=[path.name])
+        assert by_number == corpus or (refused(by_number) and refused(corpus)), (corpus, by_number)
         if through_cache:
             _reads_the_same_through_the_cache(path, Path(temporary) / "cache")
         return any(taken) or not refused(pairs)
@@ -174,6 +178,28 @@ def _reads_training_rows(path: Path, train_as: str, on_bad_row: str) -> bool:
         assert report.read == report.kept + report.dropped.total(), report
     assert set(report.examples) == set(report.dropped)
     return True
+
+
+def _streams_the_same_rows(path: Path, train_as: str, on_bad_row: str) -> bool:
+    report = RowReport(on_bad_row=on_bad_row)
+    held = training_views([read_table(path, report)], report, train_as=train_as, deduplicate=False)
+    reading = Reading(train_as=train_as, on_bad_row=on_bad_row)
+    views = attempt(open_stream, [str(path)], reading, [], on_leakage="report", shuffle_buffer=1, names=[path.name])
+    if held.shape == "nli":
+        assert refused(views) and "streaming cannot match premises" in str(views)
+        return True
+    rows = list(views.stream.one_pass(seed=0))
+    assert rows == list(zip(held.rows, held.values or [None] * len(held.rows), strict=True))
+    assert views.stream.report.as_dict() == report.as_dict() and views.shape == held.shape
+    return True
+
+
+def _reads_by_number(path: Path) -> list[str]:
+    files = corpus_files([str(path)])
+    rows = count_rows(files)
+    stream = SentenceStream(files, rows)
+    half = rows[0] // 2
+    return stream.read(0, half) + stream.read(half, rows[0])
 
 
 def _check_sentence(sentence: str) -> None:
@@ -221,6 +247,9 @@ def table_seeds() -> dict[str, list[bytes]]:
     seeds[".txt"] = [_TSV["sentences"].encode(), "\ufeff문장\r\n또 한 문장".encode(), b"a\0b\rc\n\n"]
     nested = [{"sentence1": "가", "sentence2": "나", "labels": {"label": 3.5, "real-label": 3}}] * 2
     seeds[".json"] += [json.dumps({"data": nested}).encode(), b'[{"text": NaN}, {"text": 1e999}, {"text": "\\ud800"}]']
+    seeds[".jsonl"] += ['[]\n{"text": "가"}\n{\n{"txt": "나"}\n{"text": "다"}'.encode()]
+    seeds[".json"] += ['["", {}, {"text": "가"}, {"text": "나"}]'.encode()]
+    seeds[".csv"] += ["text\n가\n\n나".encode(), "id,text\n1,가\n\n2,나".encode()]
     seeds[".jsonl"] += [b'{"text": true}\n{"text": 12}\n[]\n{"text": {"a": {"b": 1}}}\n{"text": null}']
     for column in (
         pa.array([b"\xea\xb0\x80", b"\xff"]),

@@ -14,6 +14,7 @@ from simcse_hf.corpora import LABEL_IDS, ScoredPairs, scored_pairs, shape_of, tr
 from simcse_hf.errors import DataError
 from simcse_hf.leakage import HeldOutSentences
 from simcse_hf.row_report import RowReport
+from simcse_hf.table_shapes import one_of_each
 from simcse_hf.tables import Table, read_hub_table, read_table
 from simcse_hf.text import normalize_text
 
@@ -213,6 +214,36 @@ def test_files_of_different_shapes_are_refused_by_name() -> None:
     tables = [table("text", ("가",)), table("anchor positive", ("나", "다"), name="b.tsv")]
     with pytest.raises(DataError, match=r"different shapes \(a\.tsv: sentences; b\.tsv: pairs\)\. Train on one shape"):
         training_views(tables, RowReport())
+
+
+def test_thousands_of_files_are_refused_in_a_few_words() -> None:
+    """One of each kind, and how many more there are."""
+    kinds = ("text", "anchor positive", "sentence1 sentence2 score")
+    tables = [table(kinds[n % 3], name=f"folder/{n:04}.tsv") for n in range(3000)]
+    expected = (
+        r"different shapes \(folder/0000\.tsv and 999 more: sentences; folder/0001\.tsv and 999 more: pairs; "
+        r"folder/0002\.tsv and 999 more: scored pairs\)"
+    )
+    with pytest.raises(DataError, match=expected):
+        training_views(tables, RowReport())
+    with pytest.raises(DataError, match=r"no training rows are left of folder/0000\.tsv and 999 more\.\n") as caught:
+        training_views(tables[::3], RowReport())
+    assert len(str(caught.value)) < 200
+    negatives = {f"{n}.tsv": n for n in range(3000)}
+    assert len(one_of_each(negatives)) <= 1010
+
+
+def test_the_cure_for_a_column_beside_pairs_is_one() -> None:
+    """Hard negatives are found beside anchor and sent0 alone."""
+    for columns, cure in (
+        (
+            "question1 question2 is_duplicate",
+            r"negative, \.\.\. beside anchor and positive; remove rows that are not pos",
+        ),
+        ("sent0 sent1 negative", r"hard_neg, hard_neg_2, \.\.\. beside sent0"),
+    ):
+        with pytest.raises(DataError, match=rf"Name hard negatives {cure}"):
+            training_views([table(columns)], RowReport())
 
 
 def test_scored_pairs_are_no_training_data_but_their_sentences_are() -> None:

@@ -96,6 +96,83 @@ def test_all_members_of_a_concatenated_file_are_read(tmp_path: Path, suffix: str
     assert lines_of(path) == ["하나", "둘"]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.binary(max_size=40) | st.integers(0, 200_000).map(lambda size: b"\xea\xb0\x80" * size), max_size=6),
+    st.sampled_from([".xz", ".bz2"]),
+    st.integers(1, 100_000),
+)
+def test_all_streams_of_any_sizes_are_read_in_any_portions(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], suffix: str, portion: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"streams{suffix}"
+    path.write_bytes(b"".join(COMPRESS[suffix](part) for part in [*parts, b""]))
+    with open_bytes(path) as stream:
+        assert b"".join(iter(lambda: stream.read(portion), b"")) == b"".join(parts)
+        assert stream.read(1) == stream.readline() == b"", "the end is not the end"
+    assert stream.raw.closed
+
+
+@compressions
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda one: one + b"\x00" + one[1:] + one,  # a byte of what tells that a stream begins
+        lambda one: one * 2 + one[:3],
+        lambda one: one * 3 + b"garbage",
+        lambda one: one + one[:-5] + one,
+    ],
+    ids=["a wrong byte", "a stream of three bytes", "text behind the last", "a cut stream before another"],
+)
+def test_damage_behind_the_first_stream_is_an_error_not_a_shorter_text(
+    tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """As from `cat`, pbzip2 or xz -T: Python's readers of .xz and .bz2 end where nothing begins like a stream."""
+    path = tmp_path / f"a.txt{suffix}"
+    one = COMPRESS[suffix](LONG)
+    path.write_bytes(one * 3)
+    assert len(lines_of(path)) == 8998  # the last line of each joins the first of the next
+    path.write_bytes(damage(one))
+    with pytest.raises(DataError, match=rf"a\.txt\{suffix} cannot be decompressed \(.+\)\. It is damaged"):
+        lines_of(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([".xz", ".bz2"]), st.integers(0, 10**6), st.integers(0, 255) | st.none())
+def test_whatever_byte_is_changed_or_lost_no_line_is(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, place: int, byte: int | None
+) -> None:
+    lines = [f"{n}째 줄" for n in range(6)]
+    whole = b"".join(COMPRESS[suffix](f"{line}\n".encode()) for line in lines)
+    place %= len(whole)
+    path = tmp_path_factory.getbasetemp() / f"changed{suffix}"
+    path.write_bytes(whole[:place] + (b"" if byte is None else bytes([byte])) + whole[place + 1 :])
+    try:
+        assert lines_of(path) == lines
+    except DataError:
+        assert whole[place] != byte
+
+
+def test_zero_bytes_behind_a_stream_are_padding_where_the_format_has_it(tmp_path: Path) -> None:
+    """.xz: in fours, between streams too; .gz: as gzip reads tapes; in .bz2 and .zst they may stand for what was lost."""
+    for zeros in (4, 8, 200_000):
+        for suffix, allowed in ((".xz", True), (".gz", True), (".bz2", False), (".zst", False)):
+            one, two = (COMPRESS[suffix](text.encode()) for text in ("하나\n", "둘\n"))
+            path = tmp_path / f"a.txt{suffix}"
+            for content in (one + bytes(zeros) + two, one + two + bytes(zeros)):
+                path.write_bytes(content)
+                if allowed:
+                    assert lines_of(path) == ["하나", "둘"]
+                else:
+                    with pytest.raises(DataError, match="cannot be decompressed"):
+                        lines_of(path)
+    path = tmp_path / "a.txt.xz"
+    for content in (lzma.compress(b"1\n") + bytes(6), lzma.compress(b"1\n") + bytes(65_537) + lzma.compress(b"2\n")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"\((6|65,537) zero bytes follow a compressed stream\)"):
+            lines_of(path)
+
+
 @compressions
 @pytest.mark.parametrize("missing", [1, 0.5])
 def test_a_truncated_file_is_an_error_not_a_shorter_text(tmp_path: Path, suffix: str, missing: float) -> None:

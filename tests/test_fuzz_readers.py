@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import errno
 import gzip
+import importlib.util
 import json
 import os
+import re
+import sys
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -171,6 +176,18 @@ def test_a_first_row_that_is_none_is_skipped_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path, "b.json", b"[1, 2]")
     with pytest.raises(DataError, match=r"b\.json holds no rows that can be used"):
         sentences(path, on_bad_row="skip")
+
+
+def test_a_field_that_a_row_lacks_is_empty_in_training_data_and_an_error_where_every_row_counts(tmp_path: Path) -> None:
+    rows = [{"anchor": "가", "positive": "나"}, {"anchor": "다"}, {"anchor": "라", "positive": None}]
+    views = sentences(write(tmp_path, "a.json", json.dumps(rows).encode()))
+    assert views.rows == [("가", "나")] and views.report.as_dict()["dropped"] == {"empty_sentence": 2}
+    for lacking in ("sentence2", "score"):
+        pair = {"sentence1": "가", "sentence2": "나", "score": 1.5}
+        lines = [pair, pair | {"note": 1}, {name: value for name, value in pair.items() if name != lacking}]
+        path = write(tmp_path, "b.jsonl", "\n".join(map(json.dumps, lines)).encode())
+        with pytest.raises(DataError, match=rf"b\.jsonl, line 3: {lacking} is missing\. Mend the row\.$"):
+            scored_pairs(read_table(path, RowReport(every_row_counts=True)), "set")
 
 
 def test_a_list_of_rows_that_stands_twice_is_refused(tmp_path: Path) -> None:
@@ -360,6 +377,50 @@ def test_a_name_that_no_record_can_hold_is_refused_before_the_work(tmp_path: Pat
         with pytest.raises(DataError, match=r"caf\\udce9\.txt is not UTF-8.*Rename the file") as caught:
             expand_paths([pattern])
         str(caught.value).encode("utf-8")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """`scripts/fuzz.py`, which must change no limit of this process."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent.parent / "scripts/fuzz.py")
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        spec.loader.exec_module(module)
+    monkeypatch.setattr(module.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(module, "quiet", lambda: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (["--targets", "manifest", "tabel"], r"no target has 'tabel' in its name; there are table\.txt, "),
+        (["--targets", "table.txt", "--minutes", "0"], 1),
+        (["--targets", "sentencepiece", "--minutes", "0.001"], 0),
+    ],
+)
+def test_a_fuzzer_that_tried_nothing_says_so(
+    options: list[str], status: int | str, script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fuzz.py", *options])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    if isinstance(status, str):
+        assert re.match(status, caught.value.code)
+    else:
+        assert caught.value.code == status
+        assert (json.loads(capsys.readouterr().out)["inputs"] == 0) == bool(status)
+
+
+def test_a_target_for_atheris_that_there_is_not_is_refused(script, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = types.SimpleNamespace(instrument_imports=lambda include: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "atheris", nothing)
+    monkeypatch.setattr("sys.argv", ["fuzz.py", "--atheris", "tabel"])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert "there is no target 'tabel', but table.txt, " in caught.value.code
 
 
 def test_the_seeds_are_read(tmp_path: Path) -> None:

@@ -358,6 +358,12 @@ def test_a_key_that_is_gone_is_refused_with_what_to_write_instead(key: str, tmp_
         assert successors and all(name in FIELDS for name in successors.groups() if name), cure
 
 
+def test_no_cure_is_refused_by_the_training() -> None:
+    """`accelerator_config` may not cut batches up."""
+    refused = {"accelerator_config", "push_to_hub", "auto_find_batch_size", "save_only_model", "ignore_data_skip"}
+    assert not [key for key, cure in REMOVED_KEYS.items() if refused & set(re.findall(r"\w+", cure))]
+
+
 def test_every_key_that_transformers_5_removed_is_known_to_be_gone() -> None:
     assert len(GONE_SINCE_TRANSFORMERS_4) > 20
     assert not [key for key in GONE_SINCE_TRANSFORMERS_4 if key not in REMOVED_KEYS and key not in FIELDS]

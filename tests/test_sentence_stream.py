@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import simcse_hf.sentence_stream as module
 from simcse_hf.errors import DataError
 from simcse_hf.sample import SAMPLES
-from simcse_hf.sentence_stream import SentenceStream, corpus_files, count_rows
+from simcse_hf.sentence_stream import SentenceStream, corpus_files, count_rows, sentences_of
 
 
 def write_corpus(folder: Path) -> list[str]:
@@ -97,8 +97,16 @@ def test_sentences_are_normalised_and_samples_are_found(tmp_path: Path) -> None:
         (
             "a.tsv",
             "sentence1\tsentence2\tscore\n하나\t둘\t1\n",
-            r"a\.tsv holds scored; a corpus is one sentence a line",
+            r"a\.tsv holds scored pairs; a corpus is one sentence a line",
         ),
+        (
+            "a.csv",
+            "question1,question2,is_duplicate\n하나,둘,1\n",
+            r"a\.csv holds pairs; a corpus is one sentence a line",
+        ),
+        ("a.csv", "text\n하나\n\n셋\n", r"a\.csv, line 3: an empty sentence \(1 in all\)"),
+        ("a.jsonl", '{"text": "하나"}\n{"txt": "둘"}\n', r"a\.jsonl, line 2: text is missing\. Mend the row\."),
+        ("a.jsonl", '{"text": "하나"}\n{"text": null}\n', r"a\.jsonl, line 2: an empty sentence"),
         ("a.tsv", "id\ttext\n1\t하나\n2\n", r"a\.tsv, line 3: 1 tab-separated fields.* Mend the row\."),
     ],
 )
@@ -107,6 +115,15 @@ def test_what_is_no_corpus_is_refused_by_file_and_line(tmp_path: Path, name: str
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         count_rows(corpus_files([str(tmp_path / "0.txt"), str(tmp_path / name)]))
+
+
+def test_a_row_is_a_sentence_and_not_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\n1,하나\n\n2,"둘과\n셋"\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "넷"}\n\n{"text": "다섯", "note": 1}\n', encoding="utf-8")
+    files = corpus_files([f"{tmp_path}/*"])
+    assert [list(sentences_of(file)) for file in files] == [["하나", "둘과 셋"], ["넷", "다섯"]]
+    rows = count_rows(files)
+    assert rows == [2, 2] and SentenceStream(files, rows).read(1, 3) == ["둘과 셋", "넷"]
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:

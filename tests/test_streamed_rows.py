@@ -362,6 +362,65 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
         list(rows)
 
 
+@pytest.mark.parametrize("others", [0, 3])
+def test_rows_that_were_written_over_in_mid_pass_are_never_given_out(tmp_path, others):
+    """A run is usually shorter than a pass: what is only noticed at the end of a file is never noticed."""
+    path = text_file(tmp_path / "long.txt", [f"문장 {n:05}" for n in range(20_000)])
+    paths = [path, *(text_file(tmp_path / f"{n}.txt", [f"다른 {n}"] * 99) for n in range(others))]
+    before = path.stat()
+    stream = stream_of(paths)
+    found = texts(islice(rows := stream.one_pass(seed=0), 500))
+    stream.check_unchanged()
+    with path.open("r+", encoding="utf-8") as file:  # as long as before, and the same file
+        file.write(path.read_text(encoding="utf-8").replace("문장", "비밀"))
+    if path.stat().st_mtime_ns == before.st_mtime_ns:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(DataError, match=r"long\.txt was written again while it was trained on.*resume_from_checkpoint"):
+        stream.check_unchanged()
+    with pytest.raises(DataError, match=r"long\.txt was written again"):
+        for views, _ in rows:
+            found.append(views[0])
+    assert len(found) < 20_000 / 2 and not any("비밀" in text for text in found)
+
+
+def test_only_files_that_are_being_read_need_be_as_they_were(tmp_path, monkeypatch):
+    paths = [text_file(tmp_path / f"{n:02}.txt", [f"{n:02} {i}" for i in range(300)]) for n in range(20)]
+    stream = stream_of(paths, shuffle_buffer=1)
+    for path in paths:
+        path.rename(path.with_suffix(".bak"))
+    stream.check_unchanged()
+    for path in paths:
+        path.with_suffix(".bak").rename(path)
+    opened = []
+    read_table_of = streamed_rows.read_table
+    monkeypatch.setattr(
+        streamed_rows,
+        "read_table",
+        lambda path, *args, **more: opened.append(path) or read_table_of(path, *args, **more),
+    )
+    rows = stream.one_pass(seed=0)
+    next(rows)
+    stream.check_unchanged()
+    opened[0].unlink()
+    with pytest.raises(DataError, match=rf"{opened[0].name} is gone"):
+        stream.check_unchanged()
+    stream = stream_of(paths[:1] if opened[0] != paths[0] else paths[1:2])
+    list(stream.one_pass(seed=0))
+    stream.files[0].path.unlink()
+    stream.check_unchanged()  # read to its end, and it was what it was
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_change_explains_a_row_that_cannot_be_read(tmp_path, on_bad_row):
+    long = "가" * 3000  # so that what is written now is read before the next look at the file
+    path = text_file(tmp_path / "a.jsonl", [json.dumps({"text": f"문장 {n} {long}"}) for n in range(400)])
+    rows = stream_of([path], on_bad_row=on_bad_row).one_pass(seed=0)
+    next(rows)
+    path.write_bytes(b"\xff{" * path.stat().st_size)
+    with pytest.raises(DataError, match=r"a\.jsonl changed while it was trained on"):
+        list(rows)
+
+
 def test_a_pass_without_a_batch_would_go_on_forever(three_files, tokenizer):
     dataset = dataset_of(stream_of(three_files), tokenizer, global_batch=53)
     with pytest.raises(TrainingError, match=r"52 training rows are fewer than one batch of 53"):

@@ -16,7 +16,7 @@ from simcse_hf.arguments import DataArguments, ModelArguments
 from simcse_hf.errors import ConfigError, DataError
 from simcse_hf.files import sha256_of
 from simcse_hf.sample import SAMPLES
-from simcse_hf.streamed_sets import check_streaming
+from simcse_hf.streamed_sets import FollowStream, check_streaming
 from simcse_hf.train import TrainingRun, train
 from simcse_hf.training_sets import load_training_views
 
@@ -232,6 +232,79 @@ def test_files_that_cannot_be_streamed_are_named(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             load_training_views(DataArguments(train_file=names, streaming=True))
+
+
+def test_thousands_of_files_of_different_kinds_are_refused_in_a_few_words(tmp_path):
+    for number in range(300):
+        columns = "anchor\tpositive\tnegative" + "\tnegative_2" * (number % 2)
+        (tmp_path / f"{number:03}.tsv").write_text(columns + "\n", encoding="utf-8")
+    expected = (
+        r"a row \(.*/000\.tsv and 149 more: 3; .*/001\.tsv and 149 more: 4\)\. Make them equal, or train separately"
+    )
+    with pytest.raises(DataError, match=expected):
+        load_training_views(DataArguments(train_file=[str(tmp_path / "*.tsv")], streaming=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "a.jsonl",
+            '[]\n{"text": "나"}\n{"text": "다"}\n',
+            "line 1: a row must be an object with named fields, not list",
+        ),
+        ("a.jsonl", '{\n{"text": "나"}\n{"text": "다"}\n', "line 1: not JSON"),
+        ("a.json", '["가", {}, {"text": "나"}, {"text": "다"}]', "item 0: a row must be an object"),
+    ],
+)
+def test_a_first_row_that_cannot_be_read_is_skipped_when_asked(run, tmp_path, name, content, problem):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=f"{problem}.*set on_bad_row to skip"):
+        load_training_views(DataArguments(train_file=[str(path)], streaming=True))
+    data = {"train_file": [str(path)], "on_bad_row": "skip"}
+    outcome = run(data=data, per_device_train_batch_size=2, max_steps=1, save_strategy="no")
+    report = outcome.record["data"]["report"]
+    dropped = sum(report["dropped"].values())
+    assert report["read"] == report["kept"] + dropped and dropped % (2 if name == "a.json" else 1) == 0 < dropped
+
+
+def test_a_file_that_is_written_over_ends_the_run_before_its_end(run, tmp_path, monkeypatch):
+    """Twelve steps read a twentieth of it."""
+    path = tmp_path / "long.txt"
+    path.write_text("".join(f"긴 파일의 문장 {row:04}\n" for row in range(2000)), encoding="utf-8")
+    trained = []
+    on_log = FollowStream.on_log
+
+    def write_over(self, args, state, control, **kwargs):
+        trained.append(state.global_step)
+        if state.global_step == 4:
+            path.write_text(path.read_text(encoding="utf-8").replace("문장", "비밀"), encoding="utf-8")
+        return on_log(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(FollowStream, "on_log", write_over)
+    with pytest.raises(DataError, match=r"long\.txt was written again while it was trained on"):
+        run(data={"train_file": [str(path)], "shuffle_buffer": 1}, per_device_train_batch_size=16, max_steps=40)
+    assert trained[-1] < 12 and not (tmp_path / "run/simcse_run.json").exists()
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_a_change_after_the_last_draw_is_seen_before_anything_is_saved(run, tmp_path, monkeypatch, save_strategy):
+    """All rows that are trained on wait in the buffer already; checkpoint and release would bear the old checksum."""
+    path = tmp_path / "long.txt"
+    path.write_text("".join(f"긴 파일의 문장 {row:04}\n" for row in range(2000)), encoding="utf-8")
+    on_log = FollowStream.on_log
+
+    def append(self, args, state, control, **kwargs):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("뒤늦은 문장\n")
+        return on_log(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(FollowStream, "on_log", append)
+    settings = {"per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "save_steps": 3}
+    with pytest.raises(DataError, match=r"long\.txt changed while it was trained on"):
+        run(data={"train_file": [str(path)], "shuffle_buffer": 1}, **settings, save_strategy=save_strategy)
+    assert not list((tmp_path / "run").glob("*checkpoint*")) and not (tmp_path / "run/simcse_run.json").exists()
 
 
 def test_a_stream_too_small_for_a_batch_ends_the_command_with_one_line(good, refused, capsys):

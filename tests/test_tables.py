@@ -21,6 +21,7 @@ from simcse_hf import tables
 from simcse_hf.errors import DataError
 from simcse_hf.official_files import OFFICIAL_FILES, OfficialFile
 from simcse_hf.row_report import RowReport
+from simcse_hf.strict_json import MISSING
 from simcse_hf.tables import Table, expand_paths, numbered, read_hub_table, read_table
 
 # Odd numbers of quotation marks, a literal n/a and null, NBSP, decomposed Hangul, U+2028.
@@ -221,6 +222,39 @@ def test_a_stray_quotation_mark_is_an_error_that_says_how_csv_quotes(tmp_path: P
         read(path)
 
 
+def test_a_cell_of_a_csv_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    long = "긴 " * 70_000
+    path = write(tmp_path, f'id,text\n1,{long}\n2,"{long}\n끝"\n', "a.csv")
+    assert read(path) == (["id", "text"], [("1", long), ("2", f"{long}\n끝")])
+    limit = csv.field_size_limit()
+    assert limit == 1 << 26
+    try:
+        csv.field_size_limit(1 << 27)
+        read(path)
+        assert csv.field_size_limit() == 1 << 27, "a limit that somebody raised was lowered"
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize(
+    "content", ["text\n가\n\n나\n \n\n", '\ntext\n가\n""\n나\n" "\n\n', "text\r\n가\r\n\r\n나\r\n \r\n\r\n"]
+)
+def test_a_blank_line_of_a_csv_of_one_column_is_an_empty_cell(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, content, "a.csv")
+    report = RowReport()
+    assert fields(read_table(path, report)) == [("가",), ("",), ("나",), (" ",), ("",)]
+    assert report.read == 5
+    other = write(tmp_path, content.replace('"', "").removeprefix("\n"), "a.tsv")
+    assert fields(read_table(other, RowReport())) == fields(read_table(path, RowReport()))
+    named = write(tmp_path, "가\n\n나\n", "b.csv")
+    assert read(named, ["text"])[1] == [("가",), ("",), ("나",)]
+
+
+def test_a_csv_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv is empty"):
+        read(write(tmp_path, "\n\n", "a.csv"))
+
+
 def test_an_empty_line_of_a_csv_is_no_row_and_lines_are_counted_on(tmp_path: Path) -> None:
     path = write(tmp_path, "a,b\n가,나\n\n다,라\n\n", "a.csv")
     report = RowReport()
@@ -253,9 +287,29 @@ def test_json_lines_are_the_same_rows(tmp_path: Path) -> None:
     assert [place for place, _ in read_table(path, RowReport()).rows] == [f"{path}, line 1", f"{path}, line 3"]
 
 
-def test_a_field_that_a_row_lacks_is_none(tmp_path: Path) -> None:
+def test_a_field_that_a_row_lacks_is_marked(tmp_path: Path) -> None:
     path = write(tmp_path, '[{"text": "가", "note": 1}, {"text": "나"}, {"text": "다", "new": 2}]', "a.json")
-    assert read(path) == (["text", "note"], [("가", 1), ("나", None), ("다", None)])
+    assert read(path) == (["text", "note"], [("가", 1), ("나", MISSING), ("다", MISSING)])
+
+
+def test_json_that_is_not_utf_8_is_named_by_line(tmp_path: Path) -> None:
+    content = '\ufeff[{"text": "가"},\r\n {"text": "'.encode() + "나".encode("cp949") + b'"}]\n'
+    with pytest.raises(DataError, match=r"a\.json, line 2: byte 11 \(0xb3\) is not UTF-8\. .*iconv -f cp949"):
+        read(write(tmp_path, content, "a.json"))
+    content = b'[{"text": "' + "나".encode("cp949") + b'"}]'
+    with pytest.raises(DataError, match=r"a\.json, line 1: byte 11 \(0xb3\) is not UTF-8"):
+        read(write(tmp_path, content, "a.json"))
+
+
+def test_the_limit_of_json_is_of_bytes_and_line_breaks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_LARGEST_WHOLE", 40)
+    assert read(write(tmp_path, '[{"text": "가나다라마바사아"}]', "a.json"))[1] == [("가나다라마바사아",)]  # 38 bytes
+    for content in (
+        '[{"text": "가나다라마바사아자"}]',
+        '[{"text": "가"}]' + "\n" * 30,
+    ):  # 41 bytes of 23 characters; 47
+        with pytest.raises(DataError, match=r"a\.json is more than 1 GiB"):
+            read(write(tmp_path, content, "a.json"))
 
 
 def test_broken_json_names_the_line(tmp_path: Path) -> None:

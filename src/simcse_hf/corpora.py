@@ -20,8 +20,8 @@ from .errors import DataError, shortened
 from .leakage import HeldOutSentences
 from .nli import LABEL_IDS, NOT_A_SENTENCE, TripletRule, build_triplets, known_label
 from .row_report import RowReport
-from .strict_json import UnusableValue, half_a_character
-from .table_shapes import NAME_OF_SHAPE, TableShape, shape_of
+from .strict_json import MISSING, UnusableValue, half_a_character
+from .table_shapes import NAME_OF_SHAPE, TableShape, first_of, one_of_each, shape_of
 from .tables import Table
 from .text import normalize_text
 
@@ -151,7 +151,7 @@ def check_some_are_left(tables: Sequence[Table], report: RowReport) -> None:
         DataError: No row was kept.
     """
     if not report.kept:
-        raise DataError(f"no training rows are left of {', '.join(table.name for table in tables)}.\n{report}")
+        raise DataError(f"no training rows are left of {first_of([table.name for table in tables])}.\n{report}")
 
 
 def complete_rows(
@@ -191,7 +191,7 @@ def _rows_without_values(
 ) -> tuple[Shape, Iterator[PlacedRow]]:
     shapes = {table.name: "sentences" if as_sentences else shape_of(table)[0] for table in tables}
     if len(set(shapes.values())) > 1:
-        listed = "; ".join(f"{name}: {shape}" for name, shape in shapes.items())
+        listed = one_of_each({name: NAME_OF_SHAPE[shape] for name, shape in shapes.items()})
         raise DataError(f"the training files are of different shapes ({listed}). Train on one shape at a time.")
     shape: Shape = next(iter(shapes.values()))
     if shape == "scored":
@@ -326,6 +326,9 @@ def _column_values(
                     continue
                 value = UnusableValue(f"holds half a character ({half}), which no text can hold")
             if isinstance(value, UnusableValue):
+                if value is MISSING and not report.every_row_counts:
+                    values[position] = None
+                    continue
                 report.bad_row("unusable_value", where, f"{shortened(columns[position])} {value.problem}.")
                 break
             if position < sentences and (isinstance(value, bool) or not isinstance(value, _WRITTEN_AS_TEXT)):

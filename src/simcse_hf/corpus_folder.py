@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from .arrow_column import ArrowColumn, ColumnWriter, lists_of
 from .corpora import PlacedRow, Shape, has_values
-from .errors import DataError
 from .numbering import Numbering, first_uses
 from .row_report import RowReport
 
@@ -127,10 +126,7 @@ def _spill(
             of_each, values = [row[1] for row in chunk], [row[2] for row in chunk]
             views = len(of_each[0])
             from_source.update(row[3] for row in chunk)
-            try:
-                sentences.add(chain.from_iterable(of_each))
-            except UnicodeEncodeError:
-                raise _not_a_text(chunk) from None
+            sentences.add(chain.from_iterable(of_each))
             # Normalised sentences hold no line breaks, so joining them is unambiguous.
             if deduplicate and has_values(shape):
                 whole_rows.add("\n".join((*row, repr(value))) for row, value in zip(of_each, values, strict=True))
@@ -152,19 +148,6 @@ def _spill(
     if not deduplicate:
         return views, numbers, np.ones(len(numbers) // views, dtype=bool), from_source
     return views, numbers, first_uses(numbers if views == 1 else whole_rows.numbers()), from_source
-
-
-def _not_a_text(chunk: list[PlacedRow]) -> DataError:
-    for place, views, *_ in chunk:
-        for sentence in views:
-            try:
-                sentence.encode("utf-8")
-            except UnicodeEncodeError as error:
-                broken = sentence[error.start]
-                return DataError(
-                    f"{place}: half a character (\\u{ord(broken):04x}), which no text can hold. Mend the row."
-                )
-    raise AssertionError("every row can be encoded")
 
 
 def _spilled(scratch: Path) -> Iterator[pa.RecordBatch]:

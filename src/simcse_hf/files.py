@@ -13,11 +13,11 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import DataError
 
@@ -25,6 +25,7 @@ STAGING = ".staging-"  # begins the name of a folder that is being written
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 # A few kilobytes of compressed zeros are gigabytes without a line break, and a line is held in memory.
 LONGEST_LINE = 1 << 26
+_BLOCK = 1 << 16
 
 
 def sha256_of(path: Path) -> str:
@@ -65,15 +66,67 @@ def _opener(path: Path) -> BinaryIO:
         case ".gz":
             return gzip.open(path, "rb")
         case ".xz":
-            return lzma.open(path, "rb")
+            return io.BufferedReader(_Streams(path.open("rb"), lzma.LZMADecompressor, padding=4), _BLOCK)
         case ".bz2":
-            return bz2.open(path, "rb")
+            return io.BufferedReader(_Streams(path.open("rb"), bz2.BZ2Decompressor, padding=0), _BLOCK)
         case ".zst":
             # Arrow's reader: Python's zstandard takes the end of a truncated file for the end of the text.
             import pyarrow
 
             return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return path.open("rb")
+
+
+class _Streams(io.RawIOBase):
+    """What all compressed streams of a file hold, one after the other: parallel compressors and `cat` make several.
+
+    Python's own readers take whatever follows the first stream and does not begin like another for the end of the
+    file, so that one wrong byte silently costs all the rest.
+    """
+
+    def __init__(self, file: BinaryIO, new_decompressor: Callable[[], Any], *, padding: int):
+        """Take over an open file.
+
+        Args:
+            file: At its start; closed with this.
+            new_decompressor: Of one stream.
+            padding: Zero bytes that may stand behind a stream (of .xz) come in multiples of so many; 0: none may.
+        """
+        self._file, self._new, self._padding = file, new_decompressor, padding
+        self._stream, self._unread = new_decompressor(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = b""
+        while not content:
+            if self._stream.eof and not self._another_begins():
+                return 0
+            if self._stream.needs_input:
+                self._unread = self._unread or self._file.read(_BLOCK)
+                if not self._unread:
+                    raise EOFError("it ends within a compressed stream")
+            content = self._stream.decompress(self._unread, len(buffer))
+            self._unread = b""
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _another_begins(self) -> bool:
+        zeros, rest = 0, self._stream.unused_data or self._file.read(_BLOCK)
+        while self._padding and rest[:1] == b"\0":
+            behind = rest.lstrip(b"\0")
+            zeros += len(rest) - len(behind)
+            rest = behind or self._file.read(_BLOCK)
+        if self._padding and zeros % self._padding:
+            raise EOFError(f"{zeros:,} zero bytes follow a compressed stream")
+        if rest:
+            self._stream, self._unread = self._new(), rest
+        return bool(rest)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_lines(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
@@ -97,10 +150,12 @@ def read_lines(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[tuple[int
             try:
                 yield number, raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8. "
-                    f"{_guess_encoding(raw)}"
-                ) from None
+                raise not_utf8(path, number, raw, error.start) from None
+
+
+def not_utf8(path: Path, number: int, line: bytes, place: int) -> DataError:
+    """The error for a line with such a byte at `place`, with a guess at what it is."""
+    return DataError(f"{path}, line {number}: byte {place} (0x{line[place]:02x}) is not UTF-8. {_guess_encoding(line)}")
 
 
 def _guess_encoding(raw: bytes) -> str:

@@ -1,7 +1,7 @@
 """The sentences of one or many files, read by row number and never held in memory as a whole.
 
-A corpus here is one sentence a line, or tables of one text column, one file after the other; a row number counts
-through all of them.
+A corpus here is one sentence a line, or tables of one text column, one file after the other. A row is a sentence, and
+a row number counts through all files: a header is no row, nor is a blank line of `.jsonl`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import DataError
 from .files import sha256_of
 from .row_report import RowReport
 from .sample import resolve_sample
-from .table_shapes import shape_of
+from .table_shapes import NAME_OF_SHAPE, shape_of
 from .tables import Table, expand_paths, read_table
 
 
@@ -83,26 +83,33 @@ def count_rows(files: Sequence[CorpusFile], *, show_progress: bool = False) -> l
     counts = []
     with tqdm(desc="Reading", unit=" rows", unit_scale=True, disable=not show_progress, leave=False) as progress:
         for file in files:
-            report = RowReport(every_row_counts=True)
             rows = 0
-            for place, sentence in _sentences(_table(file, report), report):
-                try:
-                    sentence.encode("utf-8")
-                except UnicodeEncodeError:
-                    raise DataError(f"{place}: half a character, which no text can hold. Mend the row.") from None
-                rows += 1
+            for rows, _ in enumerate(sentences_of(file), start=1):
                 if rows % 1000 == 0:
                     progress.update(1000)
-            if report.dropped:
-                raise DataError(
-                    f"{report.examples['empty_sentence']}: an empty sentence ({report.dropped.total()} in all). Rows of "
-                    "vectors are numbered by line, so no line is left out; remove the empty ones."
-                )
-            if not rows:
-                raise DataError(f"{file.path} holds no sentence.")
-            file.check_unchanged()
             counts.append(rows)
     return counts
+
+
+def sentences_of(file: CorpusFile) -> Iterator[str]:
+    """Every sentence of a file, normalised.
+
+    Raises:
+        DataError: The file is no corpus; at its end, that a sentence was empty, that there was none, or that the file
+            changed.
+    """
+    report = RowReport(every_row_counts=True)
+    sentence = None
+    for sentence in _sentences(_table(file, report), report):
+        yield sentence
+    if report.dropped:
+        raise DataError(
+            f"{report.examples['empty_sentence']}: an empty sentence ({report.dropped.total()} in all). Sentences are "
+            "numbered, so none is left out; remove the empty ones."
+        )
+    if sentence is None:
+        raise DataError(f"{file.path} holds no sentence.")
+    file.check_unchanged()
 
 
 class SentenceStream:
@@ -152,7 +159,7 @@ class SentenceStream:
             self._unread, self._opened, self._next = self._table.rows, index, 0
         deque(islice(self._unread, start - self._next), maxlen=0)
         self._table.rows = islice(self._unread, stop - start)
-        found = [sentence for _, sentence in _sentences(self._table, self._report)]
+        found = list(_sentences(self._table, self._report))
         self._next = stop
         file.check_unchanged()
         if len(found) != stop - start:
@@ -167,10 +174,12 @@ def _table(file: CorpusFile, report: RowReport) -> Table:
     return read_table(file.path, report, source={"path": str(file.path), "sha256": file.sha256, "rows": None})
 
 
-def _sentences(table: Table, report: RowReport) -> Iterator[tuple[str, str]]:
-    """Place and text of every sentence but the empty ones, which the report counts."""
-    shape, _ = shape_of(table)
+def _sentences(table: Table, report: RowReport) -> Iterator[str]:
+    """Every sentence but the empty ones, which the report counts."""
+    shape, _ = shape_of(table, as_sentences=True)
     if shape != "sentences":
-        raise DataError(f"{table.name} holds {shape}; a corpus is one sentence a line, or a table of one text column.")
+        raise DataError(
+            f"{table.name} holds {NAME_OF_SHAPE[shape]}; a corpus is one sentence a line, or a table of one text column."
+        )
     _, rows = complete_rows([table], report)
-    return ((place, views[0]) for place, views, _, _ in rows)
+    return (views[0] for _, views, _, _ in rows)

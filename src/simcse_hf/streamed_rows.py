@@ -122,6 +122,7 @@ class RowStream:
         self.report = RowReport(on_bad_row=reading.on_bad_row)
         self.passes = 0
         self._watch = watch
+        self._open: list[tuple[StreamedFile, Iterator[StreamedRow]]] = []
 
     def one_pass(self, seed: int) -> Iterator[StreamedRow]:
         """Every row once, in the order of `seed`.
@@ -133,17 +134,30 @@ class RowStream:
         yield from shuffled(self._drawn(of_files), self.shuffle_buffer, of_buffer)
         self.passes += 1
 
+    def check_unchanged(self) -> None:
+        """Refuse files that changed, of those that are being read; what comes out of a pass was checked before.
+
+        Raises:
+            DataError: See `StreamedFile.check_unchanged`.
+        """
+        for file, _ in self._open:
+            file.check_unchanged()
+
     def _drawn(self, generator: np.random.Generator) -> Iterator[StreamedRow]:
         waiting = deque(generator.permutation(len(self.files)).tolist())
-        open_files: list[tuple[int, Iterator[StreamedRow]]] = []
+        open_files = self._open = []
         while waiting or open_files:
             while waiting and len(open_files) < _FILES_AT_ONCE:
                 file = self.files[waiting.popleft()]
-                open_files.append((file.size, self._rows_of(file)))
+                open_files.append((file, self._rows_of(file)))
             # As often as they are large: so all end at about the same time, and no file comes alone at the end.
-            sizes = np.array([size for size, _ in open_files], dtype=np.float64)
+            sizes = np.array([file.size for file, _ in open_files], dtype=np.float64)
             chosen = int(generator.choice(len(open_files), p=sizes / sizes.sum()))
-            rows = list(islice(open_files[chosen][1], _ROWS_AT_ONCE))
+            file, unread = open_files[chosen]
+            try:
+                rows = list(islice(unread, _ROWS_AT_ONCE))
+            finally:  # a change explains a row that cannot be read
+                file.check_unchanged()
             if len(rows) < _ROWS_AT_ONCE:
                 del open_files[chosen]
             yield from rows
@@ -164,7 +178,6 @@ class RowStream:
                 self._watch(place, views)
             report.kept += 1
             yield views, value
-        file.check_unchanged()  # nor may it change while it is read
 
 
 def shuffled(rows: Iterator[StreamedRow], size: int, generator: np.random.Generator) -> Iterator[StreamedRow]:

@@ -22,7 +22,7 @@ from .leakage import HeldOutSentences, Leakage, leakage_report
 from .row_report import RowReport
 from .sentence_store import BatchTokeniser, SentenceStore, TokenCounts
 from .streamed_rows import RowStream, StreamedFile, StreamedRows
-from .table_shapes import shape_of
+from .table_shapes import one_of_each, shape_of
 from .tables import Table, expand_paths, read_table, source_of
 from .training_corpus import Reading
 
@@ -262,7 +262,8 @@ def _common_shape(files: Sequence[StreamedFile], reading: Reading) -> Shape:
     tables = []
     for file in files:
         # Opened for its columns and closed again: there may be more files than a process may hold open.
-        columns = read_table(file.path, RowReport(), reading.column_names, source=dict(file.source)).columns
+        report = RowReport(on_bad_row=reading.on_bad_row)
+        columns = read_table(file.path, report, reading.column_names, source=dict(file.source)).columns
         tables.append(Table(name=str(file.path), columns=columns, rows=iter(())))
     shape, _ = complete_rows(tables, RowReport(), train_as=reading.train_as)
     if shape == "nli":
@@ -273,10 +274,9 @@ def _common_shape(files: Sequence[StreamedFile], reading: Reading) -> Shape:
     if shape in ("pairs", "triplets"):
         views = {table.name: len(shape_of(table)[1]) for table in tables}
         if len(set(views.values())) > 1:
-            listed = "; ".join(f"{name}: {number}" for name, number in views.items())
             raise DataError(
-                f"the training files have different numbers of sentences in a row ({listed}). Make them equal, or train "
-                "separately."
+                f"the training files have different numbers of sentences in a row ({one_of_each(views)}). Make them equal, or "
+                "train separately."
             )
     return shape
 

@@ -23,6 +23,10 @@ class UnusableValue:
     problem: str
 
 
+# Of a field that a row lacks.
+MISSING = UnusableValue("is missing")
+
+
 class RepeatingObject:
     """An object of which a field stands twice, where `json` would silently take the last."""
 

@@ -13,7 +13,7 @@ Columns are found by name, never by position; what a table is follows from its c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from .errors import DataError, shortened
@@ -70,10 +70,10 @@ def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[TableShape, l
             if (name in _TELLING_COLUMNS or "neg" in name) and column not in negatives
         ]
         if ignored and not as_sentences:
+            named = f"{stem}, {stem}_2, ... beside {option[0]}" if stem else "negative, ... beside anchor and positive"
             raise DataError(
                 f"{table.name} has the column {shortened(repr(ignored[0]))} beside {option[0]} and {option[1]}, and it would be "
-                f"ignored. Name hard negatives {stem or 'negative'}, {stem or 'negative'}_2, ... beside {option[0]}; remove "
-                "other columns, and rows that are not positives."
+                f"ignored. Name hard negatives {named}; remove rows that are not positives, and then other columns."
             )
         return "triplets" if negatives else "pairs", [*(known[name] for name in option), *negatives]
     if name := next((name for name in _SENTENCE_COLUMNS if name in known), None):
@@ -85,3 +85,20 @@ def shape_of(table: Table, *, as_sentences: bool = False) -> tuple[TableShape, l
         "anchor, positive, negative (triplets), anchor, positive (pairs), premise, hypothesis, label (NLI), sentence1, "
         "sentence2, score (scored pairs) or text (sentences). For a file without a header line, set column_names."
     )
+
+
+def first_of(names: Sequence[str]) -> str:
+    """For a message about any number of files: the first, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+
+
+def one_of_each(kind_of: Mapping[str, object]) -> str:
+    """For a message about files of different kinds: of each kind a file, and how many more there are.
+
+    >>> one_of_each({"a.tsv": "pairs", "b.tsv": "triplets", "c.tsv": "pairs"})
+    'a.tsv and 1 more: pairs; b.tsv: triplets'
+    """
+    names_of: dict[object, list[str]] = {}
+    for name, kind in kind_of.items():
+        names_of.setdefault(kind, []).append(name)
+    return shortened("; ".join(f"{first_of(names)}: {kind}" for kind, names in names_of.items()), 1000)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import errno
 import glob
-import io
 import json
 import os
 import re
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DataError, shortened
-from .files import COMPRESSIONS, format_of, open_bytes, read_lines, sha256_of
+from .files import COMPRESSIONS, LONGEST_LINE, format_of, not_utf8, open_bytes, read_lines, sha256_of
 from .official_files import OFFICIAL_FILES, bears_an_official_name
 from .row_report import RowReport
 from .strict_json import (
+    MISSING,
     OBJECTS,
     UnusableJSONError,
     first_repeated,
@@ -203,13 +203,14 @@ def _read_tsv(path: Path, report: RowReport, column_names: list[str]) -> tuple[l
 
 
 def _read_csv(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
+    # Python's own limit of a cell is 131,072 characters. It holds for all readers, so it is not lowered.
+    csv.field_size_limit(max(LONGEST_LINE, csv.field_size_limit()))
     reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         try:
             for fields in reader:
-                if fields:
-                    yield reader.line_num, fields
+                yield reader.line_num, fields
         except csv.Error as error:
             raise DataError(
                 f"{path}, line {reader.line_num}: {error}. In CSV a field with a quotation mark is quoted and the mark "
@@ -223,7 +224,7 @@ def _with_header(
     path: Path, records: Iterator[tuple[int, list[str]]], report: RowReport, column_names: list[str], separator: str
 ) -> tuple[list[str], Iterator[Row]]:
     if not column_names:
-        _, header = next(records, (0, None))
+        header = next((fields for _, fields in records if fields), None)
         if header is None:
             raise DataError(f"{path} is empty.")
         column_names = [name.strip() for name in header]
@@ -236,6 +237,10 @@ def _with_header(
         for number, fields in records:
             where = f"{path}, line {number}"
             if len(fields) != len(column_names):
+                if not fields:  # A blank line of a .csv: in one column an empty cell, beside others no row.
+                    if len(column_names) == 1:
+                        yield where, [""]
+                    continue
                 report.read += 1
                 report.bad_row(
                     "wrong_number_of_fields",
@@ -250,16 +255,17 @@ def _with_header(
 
 
 def _read_json(path: Path, report: RowReport, column_names: list[str]) -> tuple[list[str], Iterator[Row]]:
-    lines, size = [], 0
-    for _, line in read_lines(path, longest=_LARGEST_WHOLE):
-        lines.append(line)
-        size += len(line)
-        if size > _LARGEST_WHOLE:
-            raise DataError(
-                f"{path} is more than 1 GiB of JSON, which is held in memory. Use .jsonl, one object a line."
-            )
+    with open_bytes(path) as stream:
+        content = _whole(stream, f"{path} is more than 1 GiB of JSON, held in memory. Use .jsonl, one object a line.")
     try:
-        records = parse_json("\n".join(lines))
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start)
+        start = content.rfind(b"\n", 0, error.start) + 1
+        raise not_utf8(path, line + 1, content[start:].partition(b"\n")[0], error.start - start) from None
+    del content
+    try:
+        records = parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}). Use .jsonl for one object a line."
@@ -307,9 +313,11 @@ def _parquet_records(path: Path) -> Iterator[dict]:
 
     with open_bytes(path) as stream:
         # Parquet is read from its end, and a compressed stream has none until it is unpacked.
-        source = _unpacked(path, stream) if path.suffix.lower() in COMPRESSIONS else stream
+        if path.suffix.lower() in COMPRESSIONS:
+            cure = "Leave it unpacked: Parquet is compressed inside."
+            stream = pyarrow.BufferReader(_whole(stream, f"{path} unpacks to more than 1 GiB, held in memory. {cure}"))
         try:
-            file = pyarrow.parquet.ParquetFile(source)
+            file = pyarrow.parquet.ParquetFile(stream)
             if (repeated := first_repeated(file.schema_arrow.names)) is not None:
                 raise DataError(f"{path}: the column name {shortened(repr(repeated))} occurs twice.")
             for batch in file.iter_batches(batch_size=10_000):
@@ -324,13 +332,13 @@ def _parquet_records(path: Path) -> Iterator[dict]:
             raise DataError(f"{path} is not a Parquet file that can be read ({reason}). Write it again.") from None
 
 
-def _unpacked(path: Path, stream: BinaryIO) -> BinaryIO:
-    content = stream.read(_LARGEST_WHOLE + 1)
-    if len(content) > _LARGEST_WHOLE:
-        raise DataError(
-            f"{path} unpacks to more than 1 GiB, which is held in memory. Leave it unpacked: Parquet is compressed inside."
-        )
-    return io.BytesIO(content)
+def _whole(stream: BinaryIO, too_large: str) -> bytearray:
+    content = bytearray()
+    while block := stream.read(1 << 20):
+        content += block
+        if len(content) > _LARGEST_WHOLE:
+            raise DataError(too_large)
+    return content
 
 
 def _from_objects(
@@ -373,7 +381,7 @@ def _from_objects(
                 message = f"the field {shortened(repr(late[0]))} is not in the first row, which sets the columns."
                 report.bad_row("negative_not_in_the_first_row", place, message)
                 continue
-            yield place, [flat.get(name) for name in names]
+            yield place, [flat.get(name, MISSING) for name in names]
 
     # A name with half a character could stand in no message.
     return [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names], rows()

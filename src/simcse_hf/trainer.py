@@ -228,6 +228,25 @@ class SimCSETrainer(ResumableTrainer):
             embeddings = encoder.embed_batch(**inputs)
         return None, embeddings.float().contiguous(), scores
 
+    def train(self, *args, **kwargs):
+        """See `ResumableTrainer`.
+
+        Raises:
+            DataError: A file that is streamed changed under the run.
+        """
+        outcome = super().train(*args, **kwargs)
+        self._check_stream()
+        return outcome
+
+    def _save_checkpoint(self, model, trial):
+        self._check_stream()
+        super()._save_checkpoint(model, trial)
+
+    def _check_stream(self) -> None:
+        """The record says what the weights were trained on."""
+        if isinstance(self.train_dataset, StreamedRows):
+            self.train_dataset.stream.check_unchanged()
+
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._check_gradients(norm, self.state.global_step + 1, scaled=self.accelerator.scaler is not None)
