@@ -576,7 +576,7 @@ def test_a_disk_full_while_releasing_leaves_checkpoints_and_no_release(good, ref
         (folder / "config.json").write_text("{}")
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
 
-    monkeypatch.setattr("simcse_hf.train.write_release", fail)
+    monkeypatch.setattr("simcse_hf.publication.write_release", fail)
     says(refused(training(good | {"write_release": True})), "the disk is full", "model.safetensors")
     assert [path.name for path in sorted(good["output_dir"].iterdir())] == ["checkpoint-1", "checkpoint-2"]
     assert_nothing_half_written(good["output_dir"])

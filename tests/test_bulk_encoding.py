@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import SENTENCES, reconfigure, says
+from filelock import FileLock
 
 import simcse_hf.bulk_encoding as module
 from simcse_hf import SentenceEncoder
@@ -26,7 +27,6 @@ from simcse_hf.bulk_encoding import (
     device_of_job,
     encode_to_file,
     encode_to_folder,
-    identity_of,
     process_of_job,
 )
 from simcse_hf.cli import main
@@ -34,6 +34,8 @@ from simcse_hf.errors import ConfigError, DataError
 from simcse_hf.files import sha256_of
 from simcse_hf.search import search, search_folder
 from simcse_hf.vector_files import _Digesting
+from simcse_hf.vector_manifest import GREATEST
+from simcse_hf.vector_origin import identity_of, makers_of
 from simcse_hf.vector_shards import VectorFolder, open_vectors
 
 # Of 50 rows, in shards of 12 and blocks of 5: the last shard and the last block of each are short.
@@ -196,7 +198,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes_and_then_there_is_nothing
             encode()
         stops += 1
     assert stops == 4 and 0 < len(list((tmp_path / "v").glob("vectors-*"))) < 5
-    assert not list((tmp_path / "v").glob(".vectors-*"))
+    assert not list((tmp_path / "v").glob(".vectors-*")) + list((tmp_path / "v").glob(".shard-*"))
     last = encode()
     assert 0 < last.rows_now < 50 and last.outcome == "written"
     before = content(tmp_path / "v")
@@ -268,7 +270,7 @@ def test_a_run_goes_on_with_smaller_batches_and_says_what_that_means(
         stop_after(encoder, patch, 7, out_of_memory)
         encode()
     assert encode(batch_tokens=99).outcome == "written"
-    warning = "shards made with batch_tokens 16384, and goes on with 99: vectors may differ in their last bits"
+    warning = "shards made with batch_tokens 16384 (now 99): vectors may differ in their last bits"
     assert len(caplog.messages) == 1 and warning in caplog.text
     vectors = open_vectors(tmp_path / "v", verify=True)
     assert [shard["batch_tokens"] for shard in vectors.manifest["shards"]] == [16_384] * 2 + [99] * 3
@@ -276,6 +278,96 @@ def test_a_run_goes_on_with_smaller_batches_and_says_what_that_means(
     before = content(tmp_path / "v")
     assert encode(batch_tokens=50).outcome == "finished before, nothing to do"
     assert content(tmp_path / "v") == before and len(caplog.messages) == 1
+
+
+def test_shards_of_other_programs_and_machines_are_noted_and_told(
+    encode, encoder, tmp_path, monkeypatch, caplog
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(encoder, patch, 4, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        encode()
+    here = makers_of(encoder)
+    other = {"versions": here["versions"] | {"torch": "9.9"}, "device": "cuda (H200)"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "makers_of", lambda _: other)
+        stop_after(encoder, patch, 4, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        encode()
+    warning = f"shards made with device cpu (now cuda (H200)); torch {torch.__version__} (now 9.9): vectors may differ"
+    assert len(caplog.messages) == 1 and warning in caplog.text
+    encode()
+    assert "shards made with device cuda (H200) (now cpu); torch 9.9 (now " in caplog.messages[1]
+    manifest = open_vectors(tmp_path / "v", verify=True).manifest
+    assert manifest["versions"] == here["versions"] and manifest["device"] == "cpu"
+    noted = [{name: entry.get(name) for name in other} for entry in manifest["shards"]]
+    assert noted == [dict.fromkeys(other), other, *[dict.fromkeys(other)] * 3], (
+        "where it is as the manifest says, nothing"
+    )
+    encode()
+    assert len(caplog.messages) == 2, "nothing was made"
+
+
+def test_a_folder_that_was_written_before_there_were_notes_goes_on(encode, tmp_path) -> None:
+    encode()
+    path = tmp_path / "v/manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["device"], manifest["shards"][1:]
+    manifest["complete"] = False
+    manifest["data"] = [{name: entry[name] for name in ("path", "sha256", "rows")} for entry in manifest["data"]]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert encode().rows_now == 38
+    vectors = open_vectors(tmp_path / "v", verify=True)
+    assert [entry.get("device") for entry in vectors.manifest["shards"]] == [None] + ["cpu"] * 4
+    assert all("written_ns" in entry for entry in vectors.manifest["data"])
+
+
+def test_files_are_read_through_once_and_not_for_each_process(encode, encoder, corpus, tmp_path, monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr("simcse_hf.vector_origin.sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    for process in range(3):
+        encode(process=process, processes=3)
+    assert read == ["a.txt", "b.txt.gz"]
+    search_folder(encoder, ["비가 와요."], open_vectors(tmp_path / "v"))
+    assert len(read) == 2, "nor for each query"
+    os.utime(corpus / "a.txt", ns=(0, 0))
+    assert encode().rows_now == 0 and encode().rows_now == 0
+    assert read == ["a.txt", "b.txt.gz", "a.txt"], "the time of the last change is another: read once, and noted"
+    content = (corpus / "a.txt").read_bytes()
+    (corpus / "a.txt").write_bytes(content.replace("비".encode(), "눈".encode(), 1))
+    with pytest.raises(ConfigError, match=r"a\.txt is not the same file"):
+        encode()
+
+
+def test_numbers_that_no_manifest_can_hold_are_refused_before_anything_is_written(encode, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=f"batch_tokens is {GREATEST + 1}; it may be {GREATEST} at most"):
+        encode(batch_tokens=GREATEST + 1)
+    assert not (tmp_path / "v").exists()
+    with pytest.raises(ConfigError, match=f"shard_rows is {GREATEST + 1}; it may be {GREATEST} at most"):
+        ShardOptions(shard_rows=GREATEST + 1)
+    encode(options=ShardOptions(shard_rows=GREATEST), batch_tokens=GREATEST)
+    assert encode(options=ShardOptions(shard_rows=GREATEST), batch_tokens=GREATEST).rows_now == 0
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_before_rows_are_counted(encoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "count_rows", pytest.fail)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / os.fsdecode("말뭉치.txt".encode("cp949"))).write_text("하나\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"\\udcb8.* is not UTF-8.*Rename the file"):
+        encode_to_folder(encoder, [f"{tmp_path}/c/*"], tmp_path / "v", OPTIONS)
+    assert not (tmp_path / "v").exists()
+
+
+def test_what_a_killed_run_left_of_a_single_file_is_removed_and_two_runs_do_not_meet(encoder, corpus, tmp_path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    for name in (".v.npy.5be3bhdn", ".v.npy.keep", ".w.npy.5be3bhdn"):
+        (made / name).write_bytes(b"half")
+    encode_to_file(encoder, [str(corpus / "a.txt")], made / "v.npy")
+    assert sorted(path.name for path in made.iterdir()) == [".v.npy.keep", ".w.npy.5be3bhdn", "v.npy"]
+    with (
+        FileLock(made / ".v.npy.lock"),
+        pytest.raises(ConfigError, match=r"another run is writing to .*v\.npy\. .*remove"),
+    ):
+        encode_to_file(encoder, [str(corpus / "a.txt")], made / "v.npy")
 
 
 def test_a_corpus_that_changes_meanwhile_stops_the_run(encode, encoder, corpus, monkeypatch) -> None:
@@ -353,7 +445,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(encode, tmp_path) -> 
     for moment, counts in {
         "writing a shard": (1, 2, 4, 11),
         "before a shard is entered": (1, 3),
-        "writing the manifest": (1, 3, 5),  # of the manifest that begins, and after shards
+        "writing the manifest": (1, 3, 5, 12),  # of the manifest that begins, of notes after shards, and at the end
     }.items():
         for count in counts:
             name = f"{moment} {count}"
@@ -370,7 +462,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(encode, tmp_path) -> 
             encode(name)
             assert content(tmp_path / name) == content(tmp_path / "whole"), name
             survived += 1
-    assert survived == 9 and leftovers >= 7, "nothing was half-written when it was killed: the test would be vacuous"
+    assert survived == 10 and leftovers >= 7, "nothing was half-written when it was killed: the test would be vacuous"
 
 
 @needs_fork
@@ -466,6 +558,18 @@ def test_the_files_of_a_folder_are_known_by_their_content(encode, encoder, corpu
         search_folder(encoder, asking, vectors)
 
 
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_where_the_sentences_are_stored_the_files_are_not_needed(kind, encode, encoder, corpus, tmp_path) -> None:
+    encode(options=ShardOptions(shard_rows=12, format=kind, with_text=True))
+    vectors = open_vectors(tmp_path / "v")
+    (expected,) = search_folder(encoder, [TEXTS[40]], vectors, [f"{corpus}/*"], top_k=9)
+    shutil.rmtree(corpus)
+    assert search_folder(encoder, [TEXTS[40]], vectors, top_k=9) == [expected]
+    assert all(hit.sentence == TEXTS[hit.index] for hit in expected)
+    with pytest.raises(DataError, match="there is no data file|matches no file"):
+        search_folder(encoder, [TEXTS[40]], vectors, [f"{corpus}/*"])
+
+
 def test_a_file_named_like_a_glob_is_found_again(encoder, tmp_path) -> None:
     (tmp_path / "corpus[1].txt").write_text("".join(f"{text}\n" for text in TEXTS[:9]), encoding="utf-8")
     encode_to_folder(encoder, [str(tmp_path / "corpus[[]1].txt")], tmp_path / "v", OPTIONS)
@@ -554,6 +658,24 @@ def test_search_takes_the_folder_with_its_file(command, tmp_path, capsys) -> Non
         assert main([*searching, *more]) == 0
         found.append(json.loads(capsys.readouterr().out)[0]["results"])
     assert [hit["line"] for hit in found[0]] == [hit["line"] for hit in found[1]] and len(found[1]) == 4
+
+
+def test_what_is_wrong_with_files_and_folders_is_found_before_the_model(
+    command, refused, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("simcse_hf.cli._load_encoder", lambda _: pytest.fail("too late"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/note.txt").write_text("mine")
+    says(refused([*command[:-1], tmp_path / "mine"]), "holds other files (note.txt)")
+    says(refused([*command[:-1], tmp_path / "v.parquet"]), "would be a folder with the name of a file")
+    says(refused(["encode", tmp_path / "none.txt", *command[2:]]), "none.txt")
+    to_file = ["encode", command[1], *command[3:9], "--output", tmp_path / "v.npy"]
+    says(refused(["encode", tmp_path / "none.txt", *to_file[2:]]), "none.txt")
+    says(refused(["encode", command[1], command[2], *to_file[2:]]), "2 files are to be encoded")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    says(refused(to_file), "WORLD_SIZE=2", "do not know each other", "torchrun", "name a folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "mine"]
 
 
 def test_flags_that_do_not_go_together_are_one_line(command, refused, tmp_path, monkeypatch) -> None:

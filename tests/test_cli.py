@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES
+from conftest import REPOSITORY, SENTENCES, says
 from transformers import AutoModel, AutoTokenizer
 
 from simcse_hf import SentenceEncoder, SimCSEModel
@@ -23,6 +23,7 @@ from simcse_hf.files import sha256_of
 from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
 from simcse_hf.tables import read_table
+from simcse_hf.vector_manifest import GREATEST
 
 ENCODER = ["--model", "sample:encoder", "--pooler_type", "avg", "--max_seq_length", "16"]
 
@@ -297,6 +298,80 @@ def test_what_prepare_makes_train_takes(succeeds, backbone_dir, tmp_path) -> Non
     record = json.loads((tmp_path / "run/simcse_run.json").read_text(encoding="utf-8"))
     assert record["data"]["shape"] == "triplets" and record["data"]["report"]["kept"] == 8
     assert not (tmp_path / "run/model.safetensors").exists()
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+# As Python reads the bytes of a terminal that is set to EUC-KR.
+HALF = "질문".encode("cp949").decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["search", *ENCODER, "--corpus", "sample:sentences", HALF], "queries"),
+        (["search", *ENCODER, "--vectors", "v", "질문", HALF], "queries"),
+        (["encode", "sample:sentences", *ENCODER, "--output", "v", "--prompt", HALF], "prompt"),
+        (["encode", "sample:sentences", *ENCODER, "--output", HALF], "output"),
+        (["encode", "sample:sentences", "--model", HALF, "--output", "v"], "model"),
+        (["eval", HALF], "models"),
+        (["eval", "m", "--tasks", "klue-sts", HALF], "tasks"),
+    ],
+)
+def test_what_is_not_utf8_is_refused_before_anything_is_read(argv, name, refused, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    says(refused(argv), f"command line: {name} is '\\udcc1", "not UTF-8", "Set the terminal to UTF-8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragments"),
+    [
+        (["encode", "a.txt", "--modle", "m", "--output", "v"], ["--modle", "did you mean --model?"]),
+        (["search", "질문", "--modle=m"], ["--modle", "did you mean --model?"]),
+        (["encode", "a.txt", "--model", "m", "--output", "v", "--qqqq"], ["unrecognized arguments: --qqqq. See"]),
+        (["eval", "m", "--task", "t"], ["did you mean --tasks?"]),
+    ],
+)
+def test_a_mistyped_flag_is_named_rather_than_what_is_missing_for_it(argv, fragments, refused) -> None:
+    says(refused(argv), *fragments)
+
+
+def test_what_follows_two_dashes_is_no_flag(refused) -> None:
+    assert "unrecognized" not in refused(["search", *ENCODER, "--top_k", "3", "--", "--modle"])
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x", "٠", "9" * 5000, str(GREATEST + 1)])
+@pytest.mark.parametrize("flag", ["--batch_tokens", "--shard_rows"])
+def test_numbers_beyond_what_a_manifest_can_hold_are_refused(flag, number, refused, tmp_path) -> None:
+    """They were recorded, and no command could read the folder again."""
+    argv = ["encode", "sample:sentences", *ENCODER, "--output", tmp_path / "v", f"{flag}={number}"]
+    says(refused(argv), flag, f"not a whole number of at least 1 and at most {GREATEST}")
+    assert not (tmp_path / "v").exists()
+
+
+def test_the_greatest_numbers_make_a_folder_that_goes_on(succeeds, corpus, tmp_path) -> None:
+    argv = [
+        "encode",
+        corpus,
+        *ENCODER,
+        "--output",
+        tmp_path / "v",
+        "--shard_rows",
+        GREATEST,
+        "--batch_tokens",
+        GREATEST,
+    ]
+    assert succeeds(*argv).startswith("written:")
+    assert succeeds(*argv).startswith("finished before")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(succeeds, corpus, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    succeeds("encode", "~/corpus.txt", *ENCODER, "--output=~/v")
+    assert (tmp_path / "v/manifest.json").exists() and not (tmp_path / "~").exists()
+    assert SENTENCES[3] in succeeds("search", SENTENCES[3], *ENCODER, "--vectors=~/v", "--top_k", "1")
 
 
 # --- help -----------------------------------------------------------------------------------------------------------

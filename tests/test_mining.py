@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from simcse_hf import SentenceEncoder, mining, search
 from simcse_hf.cli import main
 from simcse_hf.corpora import training_views
-from simcse_hf.errors import ConfigError, DataError
+from simcse_hf.errors import ConfigError, DataError, ModelError
 from simcse_hf.mining import MiningRule, mine_negatives, mine_triplets
 from simcse_hf.row_report import RowReport
 from simcse_hf.sample import SAMPLES
@@ -120,6 +120,14 @@ def mined(positive: float = 10, forbidden: list | None = None, **options) -> lis
 )
 def test_each_bound_keeps_out_what_it_says(options: dict, expected: list[int]) -> None:
     assert mined(**options) == expected
+
+
+def test_a_positive_whose_vector_is_not_finite_is_refused() -> None:
+    """No bound would hold beside it: every comparison with NaN is false."""
+    positives = on_circle(10, 20)
+    positives[1, 0] = np.nan
+    with pytest.raises(ModelError, match="the positive of row 8 has values that are not finite, so no bound"):
+        mine_negatives(on_circle(0, 0), positives, on_circle(30, 40), MiningRule(top_k=2), first_row=6)
 
 
 def test_the_guard_tightens_below_a_positive_of_negative_score() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcse_hf.errors import DataError
+from simcse_hf.errors import DataError, ModelError
 from simcse_hf.sample import SAMPLES
 from simcse_hf.search import Hit, nearest, read_corpus, search
 
@@ -57,6 +57,17 @@ def test_the_neighbours_are_those_a_loop_finds(queries: int, sentences: int, siz
         np.testing.assert_allclose(found_scores, sorted(cosines, reverse=True)[:k], atol=1e-5)
         np.testing.assert_allclose([cosines[index] for index in found], found_scores, atol=1e-5)
         assert len(set(found.tolist())) == len(found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
+    """The bits of a NaN come before those of every number."""
+    corpus = np.ones((9000, 2), dtype=np.float32)
+    corpus[8500, 1] = value
+    with pytest.raises(ModelError, match=r"vector of row 8,501 of the corpus has values that are not finite.*float32"):
+        nearest(vectors([1, 0]), corpus, 3)
+    with pytest.raises(ModelError, match="vector of a query has values that are not finite"):
+        nearest(vectors([1, 0], [value, 0]), vectors([1, 0], [0, 1]), 1)
 
 
 class Letters:
@@ -105,8 +116,8 @@ def test_an_empty_line_is_named_because_results_are_numbered_by_line(tmp_path: P
     [
         ("anchor positive negative", "triplets"),
         ("sentence1 sentence2", "pairs"),
-        ("sentence1 sentence2 score", "scored"),
-        ("premise hypothesis label", "nli"),
+        ("sentence1 sentence2 score", "scored pairs"),
+        ("premise hypothesis label", "NLI rows"),
     ],
 )
 def test_a_table_of_several_texts_is_no_corpus(tmp_path: Path, columns: str, shape: str) -> None:

@@ -168,7 +168,9 @@ def test_files_that_a_run_did_not_write_are_not_replaced(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/README.md").write_text("mine", encoding="utf-8")
     for resume in (None, "auto", "false"):
-        with pytest.raises(ConfigError, match="mine holds a README.md, of a release that was cut off or of something else"):
+        with pytest.raises(
+            ConfigError, match="mine holds a README.md, of a release that was cut off or of something else"
+        ):
             run("mine", resume_from_checkpoint=resume)
     assert (tmp_path / "mine/README.md").read_text(encoding="utf-8") == "mine"
 

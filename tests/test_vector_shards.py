@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simcse_hf.vector_files as vector_files
-from simcse_hf.errors import ConfigError, DataError
+import simcse_hf.vector_shards as vector_shards
+from simcse_hf.errors import ConfigError, DataError, ModelError
 from simcse_hf.files import sha256_of
 from simcse_hf.search import nearest
 from simcse_hf.vector_files import SUFFIXES, write_vector_file
+from simcse_hf.vector_manifest import GREATEST, read_manifest, write_manifest
 from simcse_hf.vector_shards import VectorShards, open_vectors, vector_folder
 
 formats = pytest.mark.parametrize("kind", SUFFIXES)
@@ -108,15 +111,27 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     assert path.read_text() == "old" and visible(tmp_path) == ["file"]
 
 
-def test_a_value_beyond_float16_is_refused_and_one_that_was_infinite_is_not(tmp_path: Path) -> None:
+def test_a_value_beyond_float16_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"has the value 70000, which float16 cannot hold\. Choose --output_dtype float32"
     ):
         write_vector_file(tmp_path / "a", [(["가"], np.array([[1, 70_000]]))], rows=1, dimension=2, dtype="float16")
     assert visible(tmp_path) == []
-    infinite = [(["가"], np.array([[1, np.inf]], dtype=np.float32))]
-    write_vector_file(tmp_path / "a", infinite, rows=1, dimension=2, dtype="float16")
-    assert np.load(tmp_path / "a").tolist() == [[1, np.inf]]
+
+
+@formats
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_that_are_not_finite_are_refused_with_their_row(
+    kind: str, value: float, dtype: str, tmp_path: Path
+) -> None:
+    """A search would find a NaN before everything else."""
+    spoilt = VECTORS.copy()
+    spoilt[7, 2] = value
+    parts = [(TEXTS[start : start + 3], spoilt[start : start + 3]) for start in range(2, 11, 3)]
+    with pytest.raises(ModelError, match=r"row 108 \('문장 7'\) has values that are not finite\. .*--dtype float32"):
+        write_vector_file(tmp_path / "a", parts, rows=9, dimension=SIZE, dtype=dtype, kind=kind, first_row=102)
+    assert visible(tmp_path) == []
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -146,6 +161,51 @@ def test_a_folder_reads_as_one_array(kind: str, folders: dict[str, VectorShards]
             vectors[row]
     for mine, expected in zip(nearest(VECTORS[:3], vectors, 9), nearest(VECTORS[:3], VECTORS, 9), strict=True):
         assert np.array_equal(mine, expected)
+
+
+@formats
+def test_a_pickled_folder_reads_the_same(kind: str, folders: dict[str, VectorShards]) -> None:
+    """As workers of a loader get it that are spawned."""
+    folders[kind][3]  # something is open
+    assert np.array_equal(pickle.loads(pickle.dumps(folders[kind]))[5:9], VECTORS[5:9])
+
+
+def test_a_row_is_found_without_a_walk_over_all_shards(folders: dict[str, VectorShards]) -> None:
+    vectors = pickle.loads(pickle.dumps(folders["npy"]))
+
+    class Counted(list):
+        looked_at = 0
+
+        def __getitem__(self, place):
+            Counted.looked_at += 1
+            return super().__getitem__(place)
+
+        def __iter__(self):
+            raise AssertionError("it walks over all shards")
+
+    vectors._starts = Counted(shard * SHARD_ROWS for shard in range(4_000))
+    assert np.array_equal(vectors[8], VECTORS[8])
+    assert Counted.looked_at < 30
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_stored_sentences_are_read_by_row(kind: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "v", origin(kind, with_text=True))
+    vectors = open_vectors(folder)
+    assert vectors.has_sentences and [vectors.sentence(row) for row in range(ROWS)] == TEXTS
+    path = folder / f"vectors-00001.{kind}"
+    table = pa.ipc.open_file(path).read_all() if kind == "arrow" else pq.read_table(path)
+    for spoilt in (table.drop_columns("sentence"), table.slice(1)):
+        path.unlink()
+        if kind == "arrow":
+            with pa.ipc.new_file(str(path), spoilt.schema) as writer:
+                writer.write_table(spoilt)
+        else:
+            pq.write_table(spoilt, path)
+        again = VectorShards(folder, vectors.manifest)
+        assert again.sentence(0) == TEXTS[0]
+        with pytest.raises(DataError, match=r"vectors-00001.* is damaged\. Run the encode command again"):
+            again.sentence(8)
 
 
 @pytest.mark.parametrize("kind", ["npy", "arrow"])
@@ -318,6 +378,119 @@ def test_what_is_no_manifest_is_refused(content: bytes, fault: str, tmp_path: Pa
         open_vectors(tmp_path)
 
 
+# --- notes of shards ----------------------------------------------------------------------------------------------------
+
+
+def killed(folder: Path, *, shards: int) -> Path:
+    """A folder as a killed process leaves it: shards that only their notes name."""
+    with vector_folder(folder) as output:
+        output.begin(origin(), lambda: [ROWS], SIZE)
+        for shard in range(shards):
+            output.write(shard, blocks(*output.span(shard)))
+        output._noted = False
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shards"] == []
+    assert [name for name in visible(folder) if name[0] == "."] == [f".shard-{n:05d}.json" for n in range(shards)]
+    return folder
+
+
+def test_a_shard_is_recorded_without_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which names all shards, so that to write it for each of n would take n * n lines."""
+    with vector_folder(tmp_path / "v") as output:
+        output.begin(origin(), lambda: [ROWS], SIZE)
+        with monkeypatch.context() as patch:
+            for name in ("read_manifest", "write_manifest", "waiting_for"):
+                patch.setattr(f"simcse_hf.vector_shards.{name}", pytest.fail)
+            for shard in output.missing():
+                output.write(shard, blocks(*output.span(shard)))
+        assert output.shards_done() == (4, 4)
+    assert [name for name in visible(tmp_path / "v") if name[0] == "."] == []
+    assert np.array_equal(open_vectors(tmp_path / "v", verify=True), VECTORS)
+
+
+def test_what_a_killed_process_noted_is_there(tmp_path: Path) -> None:
+    whole = fill(tmp_path / "whole", origin())
+    with pytest.raises(DataError, match="is not finished: 2 of 4 shards are there"):
+        open_vectors(killed(tmp_path / "v", shards=2))
+    with vector_folder(tmp_path / "v") as output:
+        output.begin(origin(), pytest.fail, SIZE)
+        assert output.missing() == [2, 3]
+    fill(tmp_path / "v", origin())
+    assert visible(tmp_path / "v") == visible(whole)
+    assert (tmp_path / "v/manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+
+
+def test_a_folder_that_only_lacks_the_last_manifest_is_finished(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "v", shards=4)
+    assert np.array_equal(open_vectors(folder, verify=True), VECTORS)
+    with vector_folder(folder, 1, 2) as output:
+        output.begin(origin(), pytest.fail, SIZE)
+        assert output.missing() == [] and output.shards_done() == (4, 4)
+    assert not [name for name in visible(folder) if name[0] == "."]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note: "{",
+        lambda note: "[" * 5000,
+        lambda note: json.dumps([note]),
+        lambda note: json.dumps(note | {"file": "../secret.npy"}),
+        lambda note: json.dumps(note | {"first_row": 0}),
+        lambda note: json.dumps(note | {"rows": True}),
+        lambda note: json.dumps(note | {"sha256": None}),
+        lambda note: json.dumps(note | {"device": 1}),
+        lambda note: json.dumps(note | {"versions": {"torch": 2}}),
+        lambda note: json.dumps(note | {"more": "\ud800"}),
+        lambda note: json.dumps(note | {"first_row": 7 * 10**9, "rows": 7}),
+    ],
+)
+def test_a_note_of_something_else_is_no_shard(change: Callable[[dict], str], tmp_path: Path) -> None:
+    folder = killed(tmp_path / "v", shards=3)
+    note = folder / ".shard-00001.json"
+    note.write_text(change(json.loads(note.read_text(encoding="utf-8"))), encoding="utf-8")
+    with pytest.raises(DataError, match="is not finished: 2 of 4 shards are there"):
+        open_vectors(folder)
+    fill(folder, origin())
+    assert np.array_equal(open_vectors(folder, verify=True), VECTORS)
+    assert not [name for name in visible(folder) if name[0] == "."]
+
+
+def test_notes_do_not_outlive_their_manifest(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "v", shards=4)
+    for path in (folder / "manifest.json", *folder.glob("vectors-*")):
+        path.unlink()
+    with vector_folder(folder) as output:
+        output.begin(origin(), lambda: [ROWS], SIZE)
+        assert output.shards_done() == (0, 4)
+
+
+def test_damaged_shards_are_struck_in_one_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, written = fill(tmp_path / "v", origin()), []
+    for path in folder.glob("vectors-*"):
+        path.unlink()
+    original = vector_shards.write_manifest
+    monkeypatch.setattr(vector_shards, "write_manifest", lambda *parts: written.append(1) or original(*parts))
+    with vector_folder(folder) as output:
+        output.begin(origin(), pytest.fail, SIZE)
+        assert output.missing() == [0, 1, 2, 3]
+    assert len(written) == 1
+    with pytest.raises(DataError, match="0 of 4 shards"):
+        open_vectors(folder)
+
+
+def test_no_manifest_is_written_that_could_not_be_read(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "v", origin())
+    before = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(before)
+    manifest["shards"][1]["batch_tokens"] = GREATEST + 1
+    with pytest.raises(ConfigError, match=r"manifest\.json cannot be written: shards\[1\]\.batch_tokens is"):
+        write_manifest(folder, manifest)
+    assert (folder / "manifest.json").read_bytes() == before
+    manifest["shards"][1]["batch_tokens"] = GREATEST
+    write_manifest(folder, manifest)
+    assert read_manifest(folder) == manifest
+
+
 # --- going on -------------------------------------------------------------------------------------------------------
 
 
@@ -480,13 +653,54 @@ def test_a_refusal_before_the_first_shard_leaves_no_folder(tmp_path: Path) -> No
     assert not (tmp_path / "v").exists()
 
 
+def test_a_folder_that_a_refused_process_removes_under_another_is_made_again(tmp_path: Path) -> None:
+    """All are refused, at the same time, and each for its reason. (Once in hundreds of times an empty folder stays.)"""
+
+    def refuse() -> list[int]:
+        raise DataError("no corpus")
+
+    def attempt(process: int) -> list[str]:
+        reasons = []
+        for _ in range(25):
+            try:
+                with vector_folder(tmp_path / "v", process, 4) as output:
+                    output.begin(origin(), refuse, SIZE)
+            except Exception as error:
+                reasons.append(f"{type(error).__name__}: {error}")
+        return reasons
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [reason for reasons in pool.map(attempt, range(4)) for reason in reasons]
+    assert found == ["DataError: no corpus"] * 100
+    assert not (tmp_path / "v").exists() or visible(tmp_path / "v") == []
+
+
+def test_the_last_of_a_refused_job_removes_the_folder_that_the_first_made(tmp_path: Path) -> None:
+    first, second = vector_folder(tmp_path / "v", 0, 2), vector_folder(tmp_path / "v", 1, 2)
+    first.__enter__()
+    second.__enter__()
+    for process in (first, second):
+        assert (tmp_path / "v").exists()
+        assert not process.__exit__(DataError, DataError("no corpus"), None)
+    assert not (tmp_path / "v").exists()
+
+
+def test_an_empty_folder_of_the_user_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    with pytest.raises(DataError), vector_folder(tmp_path / "v"):
+        raise DataError("no corpus")
+    assert (tmp_path / "v").is_dir()
+
+
 def test_what_killed_processes_left_of_own_shards_is_removed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "v", origin(), shards=1)
-    for name in (".vectors-00001.npy.x1", ".vectors-00002.npy.x2", ".manifest.json.x3", ".other"):
+    of_notes = ("..shard-00001.json.x4", "..shard-00002.json.x5")
+    for name in (".vectors-00001.npy.x1", ".vectors-00002.npy.x2", ".manifest.json.x3", ".other", *of_notes):
         (folder / name).write_bytes(b"half")
     with vector_folder(folder, 1, 2) as output:  # shard 2 may be in the making by process 0
         output.begin(origin(), pytest.fail, SIZE)
-    assert visible(folder) == [".other", ".vectors-00002.npy.x2", "manifest.json", "vectors-00000.npy"]
+    left = ["..shard-00002.json.x5", ".other", ".vectors-00002.npy.x2", "manifest.json", "vectors-00000.npy"]
+    assert visible(folder) == left
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 6])

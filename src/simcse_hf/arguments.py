@@ -292,4 +292,6 @@ class SimCSETrainingArguments(TrainingArguments):
             if "load_best_model_at_end" not in str(error):
                 raise
             cure = "Without an evaluation set (eval_task none) set load_best_model_at_end to false"
-            raise ValueError(f"{str(error).rstrip('.')}. {cure}; else choose save_steps and eval_steps that fit.") from None
+            raise ValueError(
+                f"{str(error).rstrip('.')}. {cure}; else choose save_steps and eval_steps that fit."
+            ) from None

@@ -9,31 +9,33 @@ Axes: N rows, D size of a vector, W processes.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .encoder import SentenceEncoder
 from .errors import ConfigError
-from .sentence_stream import CorpusFile, SentenceStream, corpus_files, count_rows
+from .file_locks import try_lock
+from .sentence_stream import CorpusFile, SentenceStream, count_rows
+from .shared_folder import check_name
 from .vector_files import Block, write_vector_file
+from .vector_manifest import GREATEST
+from .vector_origin import corpus_of, identity_of, makers_of, named_files, other_makers
 from .vector_shards import VectorFolder, vector_folder
-from .versions import package_versions
 
 logger = logging.getLogger(__name__)
 
 # Enough for batches of one length; equal sentences within a block are computed once.
 ROWS_AT_ONCE = 10_000
-# Of a configuration: where it lay, and what wrote it.
-_NO_MATTER = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,18 @@ class ShardOptions:
         """Refuse what does not go together.
 
         Raises:
-            ConfigError: Text in `npy`, or shards without rows.
+            ConfigError: Text in `npy`, or shards without rows or with more than a manifest can say.
         """
         if self.with_text and self.format == "npy":
             raise ConfigError("a .npy file has no place for sentences: --with_text needs --format arrow or parquet.")
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows is {self.shard_rows}; it must be at least 1.")
+        _check_greatest("shard_rows", self.shard_rows)
+
+
+def _check_greatest(name: str, number: int) -> None:
+    if number > GREATEST:
+        raise ConfigError(f"{name} is {number}; it may be {GREATEST} at most.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,23 +175,31 @@ def encode_to_folder(
         ConfigError: The folder was begun with something else, or the disk is full.
     """
     options = options or ShardOptions()
-    with vector_folder(folder, process, processes) as output:
-        files = corpus_files(paths, show_progress=show_progress)
-        settings = {"normalize": normalize or encoder.normalize, "batch_tokens": batch_tokens}
+    _check_greatest("batch_tokens", batch_tokens)
+    named, files = named_files(paths), []
+    settings = {"normalize": normalize or encoder.normalize, "batch_tokens": batch_tokens}
+    model = {"name": model_name, **identity_of(encoder)}
+    makers = makers_of(encoder)
+
+    def origin(known: Sequence[dict]) -> dict:
+        entries = []
+        with tqdm(
+            named, desc="Digests", unit=" files", disable=not show_progress or len(named) < 2, leave=False
+        ) as bar:
+            for file, entry in corpus_of(bar, known):
+                files.append(file)
+                entries.append(entry)
         fixed = {"normalize": settings["normalize"], "rows_at_once": ROWS_AT_ONCE}
-        origin = {
-            "model": {"name": model_name, **identity_of(encoder)},
-            "options": asdict(options) | fixed,
-            "data": [{"path": str(file.path), "sha256": file.sha256} for file in files],
-            "versions": package_versions(),
-        }
+        return {"model": model, "options": asdict(options) | fixed, "data": entries} | makers
+
+    with vector_folder(folder, process, processes) as output:
         try:
             output.begin(
                 origin,
                 lambda: count_rows(files, show_progress=show_progress),
                 encoder.model.config.text_config.hidden_size,
             )
-            encoded, seconds = _fill(output, encoder, files, settings, show_progress)
+            encoded, seconds = _fill(output, encoder, files, settings, makers, show_progress)
             done, shards = output.shards_done()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -204,7 +220,12 @@ def encode_to_folder(
 
 
 def _fill(
-    output: VectorFolder, encoder: SentenceEncoder, files: Sequence[CorpusFile], settings: dict, show_progress: bool
+    output: VectorFolder,
+    encoder: SentenceEncoder,
+    files: Sequence[CorpusFile],
+    settings: dict,
+    makers: dict,
+    show_progress: bool,
 ) -> tuple[int, float]:
     """Make the shards that are missing; rows encoded, and seconds."""
     stream = SentenceStream(files, [entry["rows"] for entry in output.manifest["data"]])
@@ -212,25 +233,25 @@ def _fill(
     bar = {"total": own_rows, "unit": " rows", "unit_scale": True, "disable": not show_progress}
     with tqdm(desc="Checking", leave=False, **bar) as progress:
         missing = output.missing(progress.update)
-    _warn_of_other_batches(output, settings["batch_tokens"], missing)
+    if missing:
+        _warn_of_other_makers(output, makers, settings["batch_tokens"])
+    # What is as the manifest says of all is not said again for each.
+    note = {name: value for name, value in makers.items() if output.manifest.get(name) != value}
+    note["batch_tokens"] = settings["batch_tokens"]
     there = own_rows - sum(stop - start for start, stop in map(output.span, missing))
     started = time.perf_counter()
     with tqdm(desc="Encoding", initial=there, **bar) as progress:
         for shard in missing:
-            blocks = _blocks(encoder, stream, *output.span(shard), settings, progress)
-            output.write(shard, blocks, batch_tokens=settings["batch_tokens"])
+            output.write(shard, _blocks(encoder, stream, *output.span(shard), settings, progress), **note)
     return own_rows - there, time.perf_counter() - started
 
 
-def _warn_of_other_batches(output: VectorFolder, batch_tokens: int, missing: Sequence[int]) -> None:
-    before = {entry["batch_tokens"] for entry in output.manifest["shards"] if "batch_tokens" in entry} - {batch_tokens}
-    if missing and before:
+def _warn_of_other_makers(output: VectorFolder, makers: dict, batch_tokens: int) -> None:
+    if differing := other_makers(output.manifest, makers | {"batch_tokens": batch_tokens}):
         logger.warning(
-            "%s has shards made with batch_tokens %s, and goes on with %d: vectors may differ in their last bits from "
-            "those of one run.",
+            "%s has shards made with %s: vectors may differ in their last bits from those of one run.",
             output.folder,
-            ", ".join(map(str, sorted(before))),
-            batch_tokens,
+            "; ".join(differing),
         )
 
 
@@ -260,17 +281,12 @@ def encode_to_file(
         show_progress: Draw a progress bar.
 
     Raises:
-        DataError: Not one file, no corpus, or an empty sentence.
-        ConfigError: The output is a folder.
+        DataError: No corpus, or an empty sentence.
+        ConfigError: Several files, the output is a folder, or another run is writing to it.
     """
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder with the name of a file. Name another, or remove it.")
-    files = corpus_files(paths)
-    if len(files) > 1:
-        raise ConfigError(
-            f"{len(files)} files are to be encoded, and the rows of a .npy file are numbered by line of one. Name a folder as "
-            "--output: its manifest says how many rows belong to each file."
-        )
+    (named,) = check_single_file(paths, output)
+    state = named.stat()
+    files = [CorpusFile(named, "", (state.st_size, state.st_mtime_ns))]  # no manifest asks for its digest
     (rows,) = count_rows(files, show_progress=show_progress)
     stream, dimension = SentenceStream(files, [rows]), encoder.model.config.text_config.hidden_size
     settings = {"normalize": normalize or None, "batch_tokens": batch_tokens, "across_processes": True}
@@ -278,12 +294,63 @@ def encode_to_file(
     with tqdm(total=rows, desc="Encoding", unit=" rows", unit_scale=True, disable=not show_progress) as progress:
         blocks = _blocks(encoder, stream, 0, rows, settings, progress)
         if writes:
-            write_vector_file(output, blocks, rows=rows, dimension=dimension, dtype=output_dtype)
+            with _alone_at(output):
+                write_vector_file(output, blocks, rows=rows, dimension=dimension, dtype=output_dtype)
         else:
             for _ in blocks:
                 pass
     seconds = time.perf_counter() - started
     return Encoded(rows=rows, dimension=dimension, dtype=output_dtype, rows_now=rows, seconds=seconds)
+
+
+def check_folder(paths: Sequence[str], folder: Path) -> None:
+    """What `encode_to_folder` would find wrong with its files and its folder, before a model is loaded.
+
+    Raises:
+        DataError: See `named_files`.
+        ConfigError: See `shared_folder.check_name`.
+    """
+    check_name(folder)
+    named_files(paths)
+
+
+def check_single_file(paths: Sequence[str], output: Path) -> list[Path]:
+    """The one data file that is encoded to a `.npy` file.
+
+    Raises:
+        DataError: See `named_files`.
+        ConfigError: Several files, or the output is a folder.
+    """
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder with the name of a file. Name another, or remove it.")
+    if len(found := named_files(paths)) > 1:
+        raise ConfigError(
+            f"{len(found)} files are to be encoded, and the rows of a .npy file are numbered by line of one. Name a folder as "
+            "--output: its manifest says how many rows belong to each file."
+        )
+    return found
+
+
+@contextmanager
+def _alone_at(output: Path) -> Iterator[None]:
+    """Keep other runs from a file, and remove what one that was killed left of it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = output.with_name(f".{output.name}.lock")
+    lock = FileLock(lock_file)
+    if not try_lock(lock):
+        raise ConfigError(
+            f"another run is writing to {output}. Wait until it has ended, or name another --output. Where none is at work any "
+            f"more, remove {lock_file}."
+        )
+    try:
+        half_written = re.compile(rf"{re.escape(f'.{output.name}.')}[a-z0-9_]{{8}}")
+        for leftover in output.parent.iterdir():
+            if half_written.fullmatch(leftover.name):
+                leftover.unlink()
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)
+        lock.release()
 
 
 def _blocks(
@@ -293,37 +360,3 @@ def _blocks(
         sentences = stream.read(begin, min(begin + ROWS_AT_ONCE, stop))
         yield sentences, encoder.encode(sentences, **settings)
         progress.update(len(sentences))
-
-
-def identity_of(encoder: SentenceEncoder) -> dict:
-    """What decides the vectors of an encoder besides the sentences, with digests of what is long.
-
-    Two folders with the same weights, tokenizer and settings have the same identity, wherever they lie.
-    """
-    weights = hashlib.sha256()
-    for name, tensor in sorted(encoder.model.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    described, config = encoder.describe(), encoder.model.config
-    without = {*described, *_NO_MATTER, "text_config"}
-    configuration = [
-        {name: value for name, value in each.to_diff_dict().items() if name not in without}
-        for each in (config, config.text_config)
-    ]
-    return described | {
-        "weights_sha256": weights.hexdigest(),
-        "configuration_sha256": _digest(configuration),
-        "tokenizer_sha256": _digest(_content_of(encoder.tokenizer)),
-    }
-
-
-def _content_of(tokenizer) -> object:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    content = json.loads(backend.to_str())
-    return {name: part for name, part in content.items() if name not in ("truncation", "padding")}  # set by every call
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from .errors import ConfigError
+from .file_locks import waiting_for
 from .files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict
             logger.info("read from the data cache: %s", folder)
             return folder, record
         root.mkdir(parents=True, exist_ok=True)
-    with _naming_the_cure(root), _locked(root / f".{folder.name}.lock", folder):
+    with _naming_the_cure(root), waiting_for(root / f".{folder.name}.lock", f"is preparing {folder}"):
         if (record := _record_if_whole(folder)) is not None:  # another process was faster
             return folder, record
         if folder.exists():
@@ -75,7 +74,7 @@ def cached_folder(root: Path, kind: str, key: dict, build: Callable[[Path], dict
         try:
             record = build(partial)
             files = {
-                file.name: _fingerprint(file, sync=True) | {"sha256": sha256_of(file)}
+                file.name: fingerprint(file, sync=True) | {"sha256": sha256_of(file)}
                 for file in sorted(partial.iterdir())
             }
             write_json(partial / _MANIFEST, {"key": key, "record": record, "files": files})
@@ -99,14 +98,19 @@ def _record_if_whole(folder: Path) -> dict | None:
 
 def _is_whole(path: Path, expected: dict) -> bool:
     """Reading all of a large file would delay every start, so it is read only where somebody wrote to it since."""
-    found = _fingerprint(path)
+    found = fingerprint(path)
     if any(found[name] != expected[name] for name in ("bytes", "sha256_of_ends")):
         return False
     return found["written_ns"] == expected["written_ns"] or sha256_of(path) == expected["sha256"]
 
 
-def _fingerprint(path: Path, *, sync: bool = False) -> dict:
-    """Size, when it was last written, and a digest of both ends."""
+def fingerprint(path: Path, *, sync: bool = False) -> dict:
+    """Size, when it was last written, and a digest of both ends: what tells files apart without reading all of them.
+
+    Args:
+        path: Of a file.
+        sync: Wait until its content is on the disk.
+    """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest = hashlib.sha256()
@@ -117,20 +121,6 @@ def _fingerprint(path: Path, *, sync: bool = False) -> dict:
             os.fsync(file.fileno())
         written = os.fstat(file.fileno()).st_mtime_ns
     return {"bytes": size, "sha256_of_ends": digest.hexdigest(), "written_ns": written}
-
-
-@contextmanager
-def _locked(lock_file: Path, folder: Path) -> Iterator[None]:
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process, which is preparing %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

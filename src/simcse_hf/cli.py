@@ -5,25 +5,21 @@ Exit codes: 0 done, 2 an error the user can cure (one line on stderr), 130 inter
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
-from typing import NoReturn
 
-from .errors import ConfigError, DataError, SimCSEError, shortened
+from .command_line import Arguments, parse_command
+from .errors import ConfigError, DataError, SimCSEError, TrainingInterrupted
 from .failures import explain_failure
 from .interruption import Terminated, sigterm_as_exception
 from .run_folder import RunFinished
 
 logger = logging.getLogger("simcse_hf")
 
-_DTYPES = ["float32", "bfloat16", "float16"]
-_POOLERS = ("cls", "cls_before_pooler", "avg", "avg_top2", "avg_first_last", "max")
 _INTERRUPTED = {
     "train": "interrupted. Checkpoints already written are whole; go on with --resume_from_checkpoint auto.",
     "encode": "interrupted. Shards already written are whole; the same command goes on with the next.",
@@ -46,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     with sigterm_as_exception():
-        if debug:
-            return _run(argv)
         try:
             return _run(argv)
         except RunFinished as error:
             print(error)
             return error.exit_code
         except SimCSEError as error:
+            if debug and not isinstance(error, TrainingInterrupted):
+                raise
             message, code = str(error), error.exit_code
         except Exception as error:
             message, code = explain_failure(error), 2
-            if message is None:
+            if debug or message is None:
                 raise
         except KeyboardInterrupt as error:
             message = _INTERRUPTED.get(_what_runs(argv), "interrupted; nothing half-written was left.")
@@ -82,134 +78,12 @@ def _what_runs(argv: list[str]) -> str | None:
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["train"]:
         return _train(argv[1:])
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    return arguments.run(arguments)
+    arguments = parse_command(argv)
+    commands = {"eval": _eval, "prepare": _prepare, "mine": _mine, "encode": _encode, "search": _search}
+    return commands[arguments.command](arguments)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {shortened(message, 1000)}. See {self.prog} --help.")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _number_or_none(text: str) -> float | None:
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="simcse-hf", description="Korean sentence embeddings: train, score, encode, search.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("train", help="train a model (see: simcse-hf train --help)", add_help=False)
-
-    score = commands.add_parser("eval", help="score models on Korean STS", allow_abbrev=False)
-    score.add_argument("models", nargs="+", metavar="MODEL", help="folder, Hub id, or sample:encoder")
-    score.add_argument("--tasks", nargs="+", default=["korsts-dev"], help="tasks or files (default: korsts-dev)")
-    score.add_argument("--from_hub", action="store_true", help="take the tasks from their Hub copies")
-    score.add_argument("--data_dir", help="folder with the KorSTS and KLUE files; else SIMCSE_DATA_DIR")
-    score.add_argument(
-        "--text_mode", choices=["nfc", "legacy_strip"], default="nfc", help="legacy_strip deletes , ' and \" first"
-    )
-    score.add_argument("--output", type=Path, metavar="DIR", help="write scores.json and scores.csv there")
-    _add_encoder_options(score)
-    score.set_defaults(run=_eval)
-
-    prepare = commands.add_parser("prepare", help="NLI files -> a file of triplets", allow_abbrev=False)
-    prepare.add_argument("files", nargs="+", metavar="FILE", help="NLI files; their order matters to last_wins")
-    prepare.add_argument("--rule", choices=["last_wins", "all"], default="last_wins")
-    prepare.add_argument("--on_bad_row", choices=["error", "skip"], default="error")
-    prepare.add_argument("--output", type=Path, required=True, metavar="FILE.tsv")
-    prepare.set_defaults(run=_prepare)
-
-    mine = commands.add_parser("mine", help="pairs and a corpus -> triplets with hard negatives", allow_abbrev=False)
-    mine.add_argument("pairs", nargs="+", metavar="PAIRS", help="files of pairs, triplets or NLI rows")
-    mine.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="where the negatives are looked for")
-    mine.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
-    mine.add_argument("--output", type=Path, required=True, metavar="FILE.tsv")
-    mine.add_argument("--negatives", type=int, default=1, help="for each row (default: 1)")
-    mine.add_argument("--top_k", type=int, default=50, help="look at so many of the nearest (default: 50)")
-    mine.add_argument("--skip_first", type=int, default=0, help="and pass over the first of them")
-    mine.add_argument("--min_score", type=float, help="lowest cosine of a negative with the anchor")
-    mine.add_argument("--max_score", type=float, help="highest cosine of a negative with the anchor")
-    mine.add_argument("--margin", type=float, help="a negative scores at most the positive's score less this")
-    mine.add_argument(
-        "--relative_margin",
-        type=_number_or_none,
-        default=0.95,
-        help="a negative scores at most this part of the positive's score, or none (default: 0.95)",
-    )
-    mine.add_argument("--pick", choices=["top", "random"], default="top", help="of those the bounds allow")
-    mine.add_argument("--seed", type=int, default=0, help="of --pick random")
-    mine.add_argument("--rule", choices=["last_wins", "all"], default="last_wins", help="for NLI rows")
-    mine.add_argument("--on_bad_row", choices=["error", "skip"], default="error")
-    _add_encoder_options(mine)
-    mine.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
-    mine.set_defaults(run=_mine)
-
-    encode = commands.add_parser("encode", help="sentences of files -> vectors on disk", allow_abbrev=False)
-    encode.add_argument("files", nargs="+", metavar="FILE", help="one sentence a line, or a table of one text column")
-    encode.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
-    encode.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE.npy|DIR",
-        help="one array (N, D), or a folder of shards; the same command again goes on with a folder where it stopped",
-    )
-    encode.add_argument("--format", choices=["npy", "arrow", "parquet"], help="of shards (default: npy)")
-    encode.add_argument("--shard_rows", type=_at_least_one, help="rows of a shard (default: 100000)")
-    encode.add_argument("--with_text", action="store_true", help="store the sentences too (arrow and parquet)")
-    encode.add_argument(
-        "--output_dtype", choices=["float32", "float16"], default="float32", help="of stored vectors (default: float32)"
-    )
-    encode.add_argument("--normalize", action="store_true", help="scale vectors to unit length")
-    _add_encoder_options(encode)
-    encode.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
-    encode.set_defaults(run=_encode)
-
-    search = commands.add_parser("search", help="the most similar sentences of a file", allow_abbrev=False)
-    search.add_argument("queries", nargs="+", metavar="QUERY")
-    search.add_argument("--model", required=True, help="folder, Hub id, or sample:encoder")
-    search.add_argument(
-        "--corpus",
-        action="append",
-        metavar="FILE",
-        help="one sentence a line; with --vectors it may be given several times, or left out where the files lie where "
-        "they were",
-    )
-    search.add_argument("--vectors", metavar="DIR", help="of the corpus: a folder that encode wrote with this model")
-    search.add_argument("--top_k", type=_at_least_one, default=5)
-    search.add_argument("--json", action="store_true", help="print JSON")
-    _add_encoder_options(search)
-    search.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and arithmetic")
-    search.set_defaults(run=_search)
-    return parser
-
-
-def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pooler_type", choices=_POOLERS, help="how a plain encoder pools; a folder that says it is believed"
-    )
-    parser.add_argument("--prompt", help="text before every sentence")
-    parser.add_argument("--max_seq_length", type=_at_least_one, help="in tokens")
-    parser.add_argument("--batch_tokens", type=_at_least_one, default=16_384, help="tokens in one batch")
-    parser.add_argument("--device", help="cpu, cuda, mps, ...")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the model repository")
-
-
-def _encoder_options(arguments: argparse.Namespace) -> dict:
+def _encoder_options(arguments: Arguments) -> dict:
     import torch
 
     names = ("pooler_type", "prompt", "max_seq_length", "device", "trust_remote_code")
@@ -247,7 +121,7 @@ def _train(argv: list[str]) -> int:
     return 0
 
 
-def _eval(arguments: argparse.Namespace) -> int:
+def _eval(arguments: Arguments) -> int:
     from .benchmark import run_benchmark
     from .method import warnings_of_folder
     from .score_report import format_table, write_scores
@@ -272,7 +146,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
+def _prepare(arguments: Arguments) -> int:
     from .corpora import training_views
     from .files import write_text
     from .row_report import RowReport
@@ -294,7 +168,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _mine(arguments: argparse.Namespace) -> int:
+def _mine(arguments: Arguments) -> int:
     from .mining import MiningRule, mine_triplets
     from .sample import resolve_sample
 
@@ -322,15 +196,24 @@ def _mine(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _encode(arguments: argparse.Namespace) -> int:
-    from .bulk_encoding import ShardOptions, device_of_job, encode_to_file, encode_to_folder, process_of_job
+def _encode(arguments: Arguments) -> int:
+    from .bulk_encoding import (
+        ShardOptions,
+        check_folder,
+        check_single_file,
+        device_of_job,
+        encode_to_file,
+        encode_to_folder,
+        process_of_job,
+    )
 
     output, settings = arguments.output, {"normalize": arguments.normalize, "batch_tokens": arguments.batch_tokens}
     of_shards = {name: getattr(arguments, name) for name in ("format", "shard_rows", "with_text")}
     of_shards = {name: value for name, value in of_shards.items() if value}
+    process, processes = process_of_job()
     if output.suffix != ".npy":
         options = ShardOptions(**of_shards, output_dtype=arguments.output_dtype)
-        process, processes = process_of_job()
+        check_folder(arguments.files, output)
         arguments.device = arguments.device or device_of_job(processes)
         settings |= {"model_name": arguments.model, "process": process, "processes": processes}
         settings |= {"show_progress": process == 0 and sys.stderr.isatty()}
@@ -340,7 +223,13 @@ def _encode(arguments: argparse.Namespace) -> int:
 
         if of_shards:
             raise ConfigError(f"--{next(iter(of_shards))} is for a folder of shards, and {output} names a single file.")
+        check_single_file(arguments.files, output)
         state = PartialState(cpu=arguments.device == "cpu")
+        if processes > 1 and state.num_processes == 1:
+            raise ConfigError(
+                f"the environment says WORLD_SIZE={processes}, and the processes do not know each other: each would write all of "
+                f"{output}. Start them with torchrun or accelerate launch, or name a folder as --output."
+            )
         if state.num_processes > 1 and arguments.device is None:
             arguments.device = state.device
         settings |= {"writes": state.is_main_process, "output_dtype": arguments.output_dtype}
@@ -354,7 +243,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _search(arguments: argparse.Namespace) -> int:
+def _search(arguments: Arguments) -> int:
     from .search import read_corpus, search, search_folder
     from .vector_shards import open_vectors
 
@@ -389,7 +278,7 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load_encoder(arguments: argparse.Namespace):
+def _load_encoder(arguments: Arguments):
     import torch
 
     from .encoder import SentenceEncoder

@@ -22,7 +22,7 @@ from .cache_folder import cache_root
 from .corpora import Shape
 from .cosine_regression import paired_cosines
 from .encoder import SentenceEncoder
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, ModelError
 from .files import replacing
 from .nli import TripletRule
 from .row_report import RowReport
@@ -140,10 +140,19 @@ def mine_negatives(
         forbidden: (Q, F) rows of the corpus that are never taken, and do not count as ranks: the anchor itself, its
             positives. -1 stands for none.
         first_row: Number of the first row, so that `random` does not depend on how rows are cut into blocks.
+
+    Raises:
+        ModelError: A vector that is not finite.
     """
     scores, indices = nearest(queries, corpus, rule.top_k, excluded=forbidden)
     scores, indices = scores[:, rule.skip_first :], indices[:, rule.skip_first :]  # (Q, K)
     own = paired_cosines(torch.from_numpy(queries), torch.from_numpy(positives)).numpy()[:, None]  # (Q, 1)
+    if np.isnan(own).any():
+        row = first_row + int(np.isnan(own).argmax()) + 1
+        raise ModelError(
+            f"the vector of the positive of row {row:,} has values that are not finite, so no bound would hold. Choose --dtype "
+            "float32; if that was so, the weights of the model are damaged."
+        )
     present = indices >= 0
     obstacles = {name: present & refused for name, refused in _refused(scores, own, rule).items()}
     allowed = present.copy()

@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .arguments import SimCSETrainingArguments
 from .checkpoints import LAST, NONE, PARTIAL, checkpoint_to_resume, checkpoints_of, remove_partial
 from .continuation import RECORD, differences, goes_further, read_record
 from .errors import ConfigError, SimCSEError
 from .failures import explain_failure
+from .file_locks import try_lock
 from .files import STAGING
 from .stages import FOLDER
 
@@ -101,18 +102,14 @@ def _make_writable(output_dir: Path) -> None:
 
 
 def _wait_for(lock: FileLock, output_dir: Path) -> None:
-    try:
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-            return
-        logger.warning("another run is at work in %s; waiting a minute for its end.", output_dir)
-        lock.acquire(timeout=_PATIENCE)
-    except Timeout:
+    if try_lock(lock):
+        return
+    logger.warning("another run is at work in %s; waiting a minute for its end.", output_dir)
+    if not try_lock(lock, _PATIENCE):
         raise ConfigError(
-            f"another run is at work in {output_dir}. Wait until it has ended, or name another output_dir."
-        ) from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        logger.warning("%s cannot be locked (%s), so nothing keeps a second run out of it.", output_dir, error)
+            f"another run is at work in {output_dir}. Wait until it has ended, or name another output_dir. Where none is at work "
+            f"any more (a machine was lost, and the file system has no locks), remove {lock.lock_file}."
+        )
 
 
 def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: dict, first_stage: dict | None) -> None:

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bulk_encoding import identity_of
-from .corpora import shape_of, training_views
 from .encoder import SentenceEncoder
 from .errors import DataError, ModelError
-from .row_report import RowReport
 from .sample import resolve_sample
-from .sentence_stream import CorpusFile, SentenceStream, corpus_files
+from .sentence_stream import CorpusFile, SentenceStream, sentences_of
 from .similarity import cosine_matrix
-from .tables import expand_paths, read_table
+from .tables import expand_paths
+from .vector_origin import corpus_of, identity_of, named_files
 from .vector_shards import VectorShards
 
 _QUERIES_AT_ONCE = 512
@@ -42,23 +40,12 @@ def read_corpus(path: str) -> list[str]:
     """Sentences of a file, in order, repeated ones included.
 
     Raises:
-        DataError: Several files, not one text column, or an empty line: rows of vectors must match lines.
+        DataError: Several files, not one text column, or an empty line: a sentence is known by its number.
     """
     files = expand_paths(resolve_sample(path))
     if len(files) > 1:
         raise DataError(f"{path} means {len(files)} files; a corpus is one file, because results are numbered by line.")
-    report = RowReport(every_row_counts=True)
-    table = read_table(files[0], report)
-    shape, _ = shape_of(table)
-    if shape != "sentences":
-        raise DataError(f"{path} holds {shape}; a corpus is one sentence a line, or a table of one text column.")
-    views = training_views([table], report, deduplicate=False)
-    if report.dropped:
-        raise DataError(
-            f"{report.examples['empty_sentence']}: an empty sentence ({report.dropped.total()} in all). Results are "
-            "numbered by line, so no line is left out; remove the empty ones."
-        )
-    return [row[0] for row in views.rows]
+    return list(sentences_of(CorpusFile(files[0], "")))  # nobody asks for its digest
 
 
 def nearest(
@@ -78,6 +65,9 @@ def nearest(
     Returns:
         Scores (Q, k) float32 and row indices (Q, k) int64. Equal scores keep corpus order. Where a query has fewer
         than k rows left, the score is -inf and the index -1.
+
+    Raises:
+        ModelError: A vector that is not finite: its bits would come before all others.
     """
     k = min(k, len(corpus))
     scores = np.empty((len(queries), k), dtype=np.float32)
@@ -96,6 +86,8 @@ def _best_keys(queries: Tensor, corpus: np.ndarray | VectorShards, k: int, exclu
     for start in range(0, len(corpus), _SENTENCES_AT_ONCE):
         block = torch.from_numpy(np.array(corpus[start : start + _SENTENCES_AT_ONCE], dtype=np.float32))
         cosines = cosine_matrix(queries, block)  # (Q, C)
+        if cosines.isnan().any():
+            _refuse_vectors(queries, block, start)
         if excluded is not None:
             inside = (excluded >= start) & (excluded < start + len(block))  # (Q, F)
             cosines[inside.nonzero()[:, 0], excluded[inside] - start] = float("-inf")
@@ -103,6 +95,15 @@ def _best_keys(queries: Tensor, corpus: np.ndarray | VectorShards, k: int, exclu
         keys = torch.cat([best, _keys(cosines, start)], dim=1)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values
     return best
+
+
+def _refuse_vectors(queries: Tensor, block: Tensor, first_row: int) -> None:
+    finite = block.isfinite().all(dim=1)
+    place = "a query" if finite.all() else f"row {first_row + int(finite.int().argmin()) + 1:,} of the corpus"
+    raise ModelError(
+        f"the vector of {place} has values that are not finite, so it is near to nothing. Encode with --dtype float32; if that "
+        "was so, the weights of the model are damaged."
+    )
 
 
 def _keys(scores: Tensor, first_index: int) -> Tensor:
@@ -155,7 +156,8 @@ def search_folder(
         encoder: That the vectors were made with; the prompt and the longest length may be others.
         queries: Sentences.
         vectors: Of `open_vectors`.
-        corpus: The files they were made from, wherever they lie now and in any order; default: where they lay then.
+        corpus: The files they were made from, wherever they lie now and in any order; default: where they lay then, or
+            none where the sentences are stored beside the vectors.
         top_k: At most so many for each query.
         batch_tokens: Tokens in one batch.
 
@@ -163,7 +165,8 @@ def search_folder(
         DataError: The vectors were made from other files, or these are not where they were.
         ModelError: The vectors were made with another model, or with other settings of it.
     """
-    files = _files_of(vectors, corpus)
+    stored = vectors.has_sentences
+    files = [] if stored and corpus is None else _files_of(vectors, corpus)
     model = vectors.manifest["model"]
     different = [
         name for name, value in identity_of(encoder).items() if model.get(name) != value and name not in _OF_THE_TEXTS
@@ -175,7 +178,8 @@ def search_folder(
         )
     scores, indices = nearest(encoder.encode(list(queries), batch_tokens=batch_tokens), vectors, top_k)
     stream = SentenceStream(files, [entry["rows"] for entry in vectors.manifest["data"]])
-    sentences = {row: stream.read(row, row + 1)[0] for row in np.unique(indices).tolist()}  # in one pass: they ascend
+    rows = np.unique(indices).tolist()  # in one pass: they ascend
+    sentences = {row: vectors.sentence(row) if stored else stream.read(row, row + 1)[0] for row in rows}
     return [
         [Hit(sentences[int(index)], int(index), float(score)) for score, index in zip(row_scores, row, strict=True)]
         for row_scores, row in zip(scores, indices, strict=True)
@@ -192,9 +196,9 @@ def _files_of(vectors: VectorShards, corpus: Sequence[str] | None) -> list[Corpu
                 f"{gone[0]}, which {vectors.folder} was made from, is not there (relative paths start at {Path.cwd()}). Say with "
                 "--corpus where its files lie now."
             )
-        found = [CorpusFile.of(path) for path in paths]
     else:
-        found = corpus_files(corpus)
+        paths = named_files(corpus)
+    found = [file for file, _ in corpus_of(paths, made_from)]
     if sorted(file.sha256 for file in found) == sorted(entry["sha256"] for entry in made_from):
         by_digest = {file.sha256: file for file in found}
         return [by_digest[entry["sha256"]] for entry in made_from]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import ConfigError
+from .errors import ConfigError, ModelError, shortened
 from .files import replacing
 
 SUFFIXES = {"npy": ".npy", "arrow": ".arrow", "parquet": ".parquet"}
@@ -76,9 +77,10 @@ def write_vector_file(
         `bytes` and `sha256` of the file.
 
     Raises:
+        ModelError: A value that is not finite: it would be nearest to everything.
         ConfigError: A value that float16 cannot hold.
     """
-    converted = ((sentences, _stored(vectors, dtype)) for sentences, vectors in blocks)
+    converted = _converted(blocks, dtype, first_row)
     with replacing(path) as file:
         sink = _Digesting(file)
         if kind == "npy":
@@ -88,10 +90,23 @@ def write_vector_file(
         return {"bytes": sink.size, "sha256": sink.digest.hexdigest()}
 
 
+def _converted(blocks: Iterable[Block], dtype: str, row: int) -> Iterator[Block]:
+    for sentences, vectors in blocks:
+        finite = np.isfinite(vectors).all(axis=1)  # (B,)
+        if not finite.all():
+            place = int(finite.argmin())
+            raise ModelError(
+                f"the vector of row {row + place + 1:,} ({shortened(repr(sentences[place]))}) has values that are not finite. "
+                "Encode with --dtype float32; if that was so, the weights of the model are damaged."
+            )
+        yield sentences, _stored(vectors, dtype)
+        row += len(vectors)
+
+
 def _stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(vectors, dtype=DTYPES[dtype])
-    if dtype == "float16" and (np.isinf(stored) & np.isfinite(vectors)).any():
+    if dtype == "float16" and np.isinf(stored).any():
         raise ConfigError(
             f"a vector has the value {np.abs(vectors).max():.0f}, which float16 cannot hold. Choose --output_dtype float32, "
             "or --normalize, and another --output."
@@ -119,13 +134,18 @@ def _write_columns(
         writer = pa.ipc.new_file(sink, schema)
     else:
         writer = pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=False)
-    for sentences, vectors in blocks:
-        columns = [pa.array(np.arange(row, row + len(vectors)))]
-        if with_text:
-            columns.append(pa.array(sentences, pa.string()))
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type))
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-        row += len(vectors)
+    try:
+        for sentences, vectors in blocks:
+            columns = [pa.array(np.arange(row, row + len(vectors)))]
+            if with_text:
+                columns.append(pa.array(sentences, pa.string()))
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            row += len(vectors)
+    except BaseException:
+        with suppress(Exception):  # else it is closed, with a traceback, when its file is gone
+            writer.close()
+        raise
     writer.close()
 
 
@@ -140,9 +160,26 @@ def read_blocks(path: Path, kind: str) -> list[np.ndarray]:
             return [np.load(path, mmap_mode="r", allow_pickle=False)]
         except (EOFError, ArithmeticError, TypeError, BadZipFile, TokenError) as error:
             raise ValueError(str(error)) from error
-    if kind == "arrow":
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        arrays = [reader.get_batch(index).column("vector") for index in range(reader.num_record_batches)]
-    else:
-        arrays = pq.read_table(path, columns=["vector"]).column("vector").chunks
-    return [array.flatten().to_numpy().reshape(len(array), -1) for array in arrays]
+    return [array.flatten().to_numpy().reshape(len(array), -1) for array in _column(path, kind, "vector")]
+
+
+def read_sentences(path: Path, kind: str) -> pa.ChunkedArray:
+    """The sentences of an Arrow or Parquet file that was written with them.
+
+    Raises:
+        ValueError: Not such a file.
+    """
+    found = pa.chunked_array(_column(path, kind, "sentence"))
+    if not pa.types.is_string(found.type) or found.null_count:
+        raise ValueError(f"its sentences are {found.type}, {found.null_count} of them missing")
+    return found
+
+
+def _column(path: Path, kind: str, name: str) -> list[pa.Array]:
+    try:
+        if kind == "arrow":
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            return [reader.get_batch(index).column(name) for index in range(reader.num_record_batches)]
+        return pq.read_table(path, columns=[name]).column(name).chunks
+    except KeyError as error:
+        raise ValueError(str(error)) from error

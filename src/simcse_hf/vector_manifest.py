@@ -1,22 +1,27 @@
 """`manifest.json` of a folder of vectors: read with distrust, since it may be half-copied, or somebody else's.
 
-What is returned by `read_manifest` names no file outside its folder, and its rows add up.
+What is returned by `read_manifest` names no file outside its folder, and its rows add up. A shard that was made since
+the manifest was written has a note of its own, `.shard-NNNNN.json`, with what the manifest will say of it: the manifest
+names all shards, and to write it anew for each of n would take n * n lines.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import ConfigError, shortened
+from .files import write_json
 from .vector_files import DTYPES, SUFFIXES
 
 MANIFEST = "manifest.json"
 VERSION = 1
 STEM = "vectors-"
+NOTE = ".shard-"
 BEGIN_AGAIN = "Name another --output, or remove the folder to begin again."
 
-_GREATEST = 1 << 48  # of any number in it; beyond, not even an empty array of so many rows can be made
+GREATEST = 1 << 48  # of any number in it; beyond, not even an empty array of so many rows can be made
 _LEVELS = 8  # of brackets; a manifest has four
 _TOO_DEEP = "brackets are nested too deeply"
 # Of the model and the options: what may change between two runs that fill one folder.
@@ -28,30 +33,119 @@ class _Fault(Exception):
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a folder, with all its fields as they should be.
+    """The manifest of a folder, with all its fields as they should be, and with the shards that are only noted yet.
+
+    A note that is none is passed over: its shard is made again.
 
     Raises:
         ConfigError: It is damaged, or something else.
     """
     path = folder / MANIFEST
+    notes = list(_notes(folder))  # before the manifest: another process may be moving them there
     try:
-        text = path.read_text(encoding="utf-8")
-        manifest = json.loads(text)
+        manifest = _parsed(path.read_bytes())
         _check(manifest)
-        if "\\u" in text:  # a half of a character can be read so, and not be written again
-            json.dumps(manifest, ensure_ascii=False).encode("utf-8")
-        return manifest
-    except json.JSONDecodeError as error:
-        fault = f"line {error.lineno} is not JSON"
-    except UnicodeError:
-        fault = "it is not UTF-8"
-    except ValueError:  # of int(), which reads 4,300 digits
-        fault = "it has a number of too many digits"
-    except RecursionError:
-        fault = _TOO_DEEP
     except _Fault as error:
-        fault = str(error)
-    raise ConfigError(f"{path} is damaged, or not a manifest of vectors: {fault}. {BEGIN_AGAIN}")
+        raise ConfigError(f"{path} is damaged, or not a manifest of vectors: {error}. {BEGIN_AGAIN}") from None
+    if notes:
+        shards = {entry["first_row"]: entry for entry in manifest["shards"]}
+        for number, content in notes:
+            if (entry := _noted_entry(manifest, number, content)) is not None:
+                shards[entry["first_row"]] = entry
+        put_shards(manifest, shards)
+    return manifest
+
+
+def put_shards(manifest: dict, shards: dict[int, dict]) -> None:
+    """Let a manifest name these shards, given by their first rows, and no others."""
+    manifest["shards"] = [shards[row] for row in sorted(shards)]
+    manifest["complete"] = len(shards) == shards_of(manifest)
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Write the manifest, and remove the notes of shards that it names.
+
+    Raises:
+        ConfigError: It could not be read again.
+    """
+    try:
+        _check(manifest)
+    except _Fault as error:
+        raise ConfigError(
+            f"{folder / MANIFEST} cannot be written: {error}, which no folder can be made with."
+        ) from None
+    write_json(folder / MANIFEST, manifest)
+    named = {entry["first_row"] // manifest["options"]["shard_rows"] for entry in manifest["shards"]}
+    for number, path in _note_paths(folder):
+        if number in named:
+            path.unlink(missing_ok=True)
+
+
+def note_shard(folder: Path, number: int, entry: dict) -> None:
+    """Say of a shard what the manifest will say; others may do so for theirs at the same time."""
+    write_json(_note_path(folder, number), entry)
+
+
+def remove_note(folder: Path, number: int) -> None:
+    """Of a shard that is not there after all."""
+    _note_path(folder, number).unlink(missing_ok=True)
+
+
+def has_notes(folder: Path) -> bool:
+    """Whether there are shards that the manifest may not name yet."""
+    return next(_note_paths(folder), None) is not None
+
+
+def remove_notes(folder: Path) -> None:
+    """Of a folder whose manifest is gone."""
+    for _, path in _note_paths(folder):
+        path.unlink(missing_ok=True)
+
+
+def _note_path(folder: Path, number: int) -> Path:
+    return folder / f"{NOTE}{number:05d}.json"
+
+
+def _note_paths(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob(f"{NOTE}*.json"):
+        number = path.name.removeprefix(NOTE).removesuffix(".json")
+        if number.isdecimal() and len(number) < 20:
+            yield int(number), path
+
+
+def _notes(folder: Path) -> Iterator[tuple[int, bytes]]:
+    for number, path in _note_paths(folder):
+        try:
+            yield number, path.read_bytes()
+        except OSError:  # the manifest names it now
+            continue
+
+
+def _noted_entry(manifest: dict, number: int, content: bytes) -> dict | None:
+    try:
+        entry = _parsed(content)
+        if _is_deeper(entry, _LEVELS) or _check_shard(manifest, entry, "", -1) != number:
+            return None
+    except _Fault:
+        return None
+    return entry
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        text = content.decode("utf-8")
+        found = json.loads(text)
+        if "\\u" in text:  # a half of a character can be read so, and not be written again
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
+    except json.JSONDecodeError as error:
+        raise _Fault(f"line {error.lineno} is not JSON") from None
+    except UnicodeError:
+        raise _Fault("it is not UTF-8") from None
+    except ValueError:  # of int(), which reads 4,300 digits
+        raise _Fault("it has a number of too many digits") from None
+    except RecursionError:
+        raise _Fault(_TOO_DEEP) from None
 
 
 def shards_of(manifest: dict) -> int:
@@ -104,6 +198,7 @@ def _check(manifest: object) -> None:
     for name, known in (("format", SUFFIXES), ("output_dtype", DTYPES)):
         if (value := _field(options, name, str, of="options")) not in known:
             raise _Fault(f"options.{name} is {_shown(value)}, not one of {', '.join(known)}")
+    _check_makers(manifest)
     counted = 0
     for place, entry in enumerate(_field(manifest, "data", list)):
         _field(entry, "path", str, of=f"data[{place}]")
@@ -134,7 +229,17 @@ def _check_shard(manifest: dict, entry: object, of: str, last: int) -> int:
     _field(entry, "sha256", str, of=of)
     if "batch_tokens" in entry:
         _field(entry, "batch_tokens", int, of=of)
+    _check_makers(entry, of)
     return shard
+
+
+def _check_makers(holder: dict, of: str = "") -> None:
+    """Where they are: what the vectors were made with. Folders made before have less of it."""
+    if "device" in holder:
+        _field(holder, "device", str, of=of)
+    if "versions" in holder:
+        for name in (versions := _field(holder, "versions", dict, of=of)):
+            _field(versions, name, str, of=f"{of}.versions" if of else "versions")
 
 
 def _field(holder: object, name: str, kind: type, *, of: str = "", least: int = 0):
@@ -145,7 +250,7 @@ def _field(holder: object, name: str, kind: type, *, of: str = "", least: int = 
     if name not in holder:
         raise _Fault(f"{place} is missing")
     value = holder[name]
-    if type(value) is not kind or (kind is int and not least <= value <= _GREATEST):
+    if type(value) is not kind or (kind is int and not least <= value <= GREATEST):
         raise _Fault(f"{place} is {_shown(value)}")
     return value
 

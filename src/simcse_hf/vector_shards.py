@@ -2,7 +2,8 @@
 
 Shards appear whole or not at all, and the manifest names those that are there with their checksums, so that whoever
 is stopped at any moment can go on with the first that is missing. Several processes may fill a folder: shard i is
-made by process i mod W, and they meet in nothing but the manifest, which they change one after another.
+made by process i mod W, each shard gets a note of its own, and they meet in nothing but the manifest, which they change
+one after another, when they begin and when they end.
 
 Axes: N rows, D size of a vector, W processes.
 """
@@ -10,36 +11,39 @@ Axes: N rows, D size of a vector, W processes.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from itertools import pairwise
 from operator import index as whole_number
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+import pyarrow as pa
 
-from .errors import ConfigError, DataError
-from .files import sha256_of, write_json
-from .vector_files import DTYPES, SUFFIXES, Block, read_blocks, write_vector_file
+from .errors import ConfigError, DataError, SimCSEError
+from .file_locks import waiting_for
+from .files import sha256_of
+from .shared_folder import MANIFEST_LOCK, check_name, place_in
+from .vector_files import DTYPES, Block, read_blocks, read_sentences, write_vector_file
 from .vector_manifest import (
     BEGIN_AGAIN,
     MANIFEST,
-    STEM,
     VERSION,
     differences,
+    has_notes,
+    note_shard,
+    put_shards,
     read_manifest,
+    remove_note,
+    remove_notes,
     shard_name,
     shards_of,
     span_of,
+    write_manifest,
 )
 
 logger = logging.getLogger(__name__)
-
-_MANIFEST_LOCK = ".manifest.lock"
-_DOOR_LOCK = ".door.lock"  # held for moments, by who enters or leaves
-_PROCESS_LOCKS = ".process-*.lock"  # held while a process is inside
 
 
 class VectorFolder:
@@ -55,37 +59,45 @@ class VectorFolder:
         self.manifest: dict = {}
         self._process = process
         self._processes = processes
+        self._noted = False  # a shard that may not be in the manifest yet
 
-    def begin(self, origin: dict, count_rows: Callable[[], list[int]], dimension: int) -> None:
+    def begin(
+        self, origin: dict | Callable[[list[dict]], dict], count_rows: Callable[[], list[int]], dimension: int
+    ) -> None:
         """Take up the folder where it was left, or write the manifest of a new one.
 
         Args:
             origin: What the vectors are made from, JSON-ready: `model`, `options` (`shard_rows`, `format`,
                 `output_dtype`, `with_text` among them) and `data`, one `path` and `sha256` for each file. Names of the
-                model and paths may change, everything else here may not.
+                model and paths may change, the rest of these may not. Or a function of the `data` in the manifest,
+                none for a new folder, that is called while other processes wait.
             count_rows: Called for a new folder, while other processes wait: sentences in each data file.
             dimension: D.
 
         Raises:
             ConfigError: The folder was begun with something else, or holds files of somebody else.
         """
-        with self._changing() as found:
+        with self._changing("reads the corpus to count its rows") as found:
             for leftover in self.folder.glob(f".{MANIFEST}.*"):  # of a process that was killed
                 leftover.unlink()
+            made_from = origin(found.get("data", [])) if callable(origin) else origin
             if found:
-                if differing := differences(found, origin):
+                if differing := differences(found, made_from):
                     raise ConfigError(f"{self.folder} was begun with {'; '.join(differing)}. {BEGIN_AGAIN}")
+                # The same files, which may have been moved or copied since, so that their times are others.
+                data = [
+                    was | now | {"path": was["path"]} for was, now in zip(found["data"], made_from["data"], strict=True)
+                ]
+                if data != found["data"] or has_notes(self.folder):
+                    self._write(found | {"data": data})
                 return
-            foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-            if foreign:
-                raise ConfigError(
-                    f"{self.folder} holds other files ({foreign[0]}) and no {MANIFEST}. Name another --output, or empty it."
-                )
+            check_name(self.folder)
+            remove_notes(self.folder)
             counts = count_rows()
-            data = [entry | {"rows": rows} for entry, rows in zip(origin["data"], counts, strict=True)]
+            data = [entry | {"rows": rows} for entry, rows in zip(made_from["data"], counts, strict=True)]
             self._write(
                 {"version": VERSION, "complete": False, "rows": sum(counts), "dimension": dimension}
-                | origin
+                | made_from
                 | {"data": data, "shards": []}
             )
 
@@ -107,7 +119,7 @@ class VectorFolder:
             advance: Told the rows of each shard that is whole.
         """
         recorded = {entry["file"]: entry for entry in self.manifest["shards"]}
-        wanted = []
+        wanted, struck = [], []
         for shard in self.own_shards:
             entry = recorded.get(shard_name(self.manifest, shard))
             fault = "new" if entry is None else _fault(self.folder / entry["file"], entry)
@@ -117,11 +129,19 @@ class VectorFolder:
             wanted.append(shard)
             if entry is not None:
                 logger.warning("%s %s; it is made again.", self.folder / entry["file"], fault)
-                self._record(shard, None)
+                struck.append(shard)
+        if struck:
+            with self._changing() as manifest:
+                shards = {entry["first_row"]: entry for entry in manifest["shards"]}
+                for shard in struck:
+                    remove_note(self.folder, shard)
+                    shards.pop(self.span(shard)[0], None)
+                put_shards(manifest, shards)
+                self._write(manifest)
         return wanted
 
     def write(self, shard: int, blocks: Iterable[Block], **note) -> None:
-        """Make a shard from its sentences and vectors, and enter it in the manifest, with a note of how it was made."""
+        """Make a shard from its sentences and vectors, and say so, together with how it was made."""
         options = self.manifest["options"]
         start, stop = self.span(shard)
         name = shard_name(self.manifest, shard)
@@ -138,28 +158,38 @@ class VectorFolder:
         self._record(shard, {"file": name, "first_row": start, "rows": stop - start} | written | note)
 
     def shards_done(self) -> tuple[int, int]:
-        """How many shards the manifest names now, those of other processes included, and how many there will be."""
-        manifest = read_manifest(self.folder)
-        return len(manifest["shards"]), shards_of(manifest)
+        """How many shards there are now, those of other processes included, and how many there will be.
 
-    def _record(self, shard: int, entry: dict | None) -> None:
+        All of them are in the manifest then.
+        """
+        self.enter_notes()
+        return len(self.manifest["shards"]), shards_of(self.manifest)
+
+    def enter_notes(self) -> None:
+        """Enter the shards that were made into the manifest."""
         with self._changing() as manifest:
-            shards = {each["first_row"]: each for each in manifest["shards"]}
-            shards.pop(self.span(shard)[0], None)
-            if entry is not None:
-                shards[entry["first_row"]] = entry
-            ordered = [shards[row] for row in sorted(shards)]
-            self._write(manifest | {"complete": len(ordered) == shards_of(manifest), "shards": ordered})
+            if manifest and has_notes(self.folder):
+                self._write(manifest)
+        self._noted = False
+
+    def leave(self) -> None:
+        """Whoever is stopped leaves a manifest that names what it made."""
+        if self._noted:
+            self.enter_notes()
+
+    def _record(self, shard: int, entry: dict) -> None:
+        note_shard(self.folder, shard, entry)
+        self._noted = True
 
     @contextmanager
-    def _changing(self) -> Iterator[dict]:
+    def _changing(self, occupation: str = "writes the manifest") -> Iterator[dict]:
         """The manifest as it is, empty where there is none, which no other process changes inside the block."""
-        with FileLock(self.folder / _MANIFEST_LOCK):
+        with waiting_for(self.folder / MANIFEST_LOCK, occupation):
             self.manifest = read_manifest(self.folder) if (self.folder / MANIFEST).exists() else {}
             yield self.manifest
 
     def _write(self, manifest: dict) -> None:
-        write_json(self.folder / MANIFEST, manifest)
+        write_manifest(self.folder, manifest)
         self.manifest = manifest
 
 
@@ -177,72 +207,15 @@ def vector_folder(folder: Path, process: int = 0, processes: int = 1) -> Iterato
     Raises:
         ConfigError: A file is in the way, the name is that of a file, or another run is at work there.
     """
-    _check_name(folder)
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    door = FileLock(folder / _DOOR_LOCK)
-    own = FileLock(folder / f".process-{process}-of-{processes}.lock")
-    try:
-        with door:
-            _enter(folder, own, process, processes)
-        yield VectorFolder(folder, process, processes)
-    finally:
-        with door:
-            own.release()
-            # Refused before anything was written; processes that are still inside count rows, or wait for who does.
-            if made and not (folder / MANIFEST).exists() and not any(map(_is_held, folder.glob(_PROCESS_LOCKS))):
-                _remove_locks_and_folder(folder)
-
-
-def _check_name(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is a file; name a folder, or FILE.npy for a single file.")
-    kind = folder.suffix.lower().removeprefix(".")
-    if kind in SUFFIXES and not folder.exists():
-        cure = (
-            "For a single file write .npy in small letters" if kind == "npy" else f"Write --format {kind} --output DIR"
-        )
-        raise ConfigError(f"--output {folder} would be a folder with the name of a file. {cure}.")
-
-
-def _enter(folder: Path, own: FileLock, process: int, processes: int) -> None:
-    """Take the own lock and clear up; called by one process at a time.
-
-    Shards are shared out by the number of processes, so that those of a job with another number could be in the making
-    by both. Of the same number each makes its own.
-    """
-    try:
-        own.acquire(timeout=0)
-        others = (path for path in folder.glob(_PROCESS_LOCKS) if not path.name.endswith(f"-of-{processes}.lock"))
-        busy = any(map(_is_held, others))
-    except Timeout:
-        busy = True
-    if busy:
-        raise ConfigError(
-            f"another run is writing to {folder}. Wait until it has ended, or name another --output. Processes that are to "
-            "share the work are started together, by torchrun or accelerate launch."
-        )
-    for leftover in folder.glob(f".{STEM}*"):
-        number = leftover.name.removeprefix(f".{STEM}").partition(".")[0]
-        if number.isdecimal() and int(number) % processes == process:
-            leftover.unlink()
-
-
-def _is_held(path: Path) -> bool:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
-def _remove_locks_and_folder(folder: Path) -> None:
-    with suppress(OSError):  # whatever else lies there is not ours, and keeps the folder
-        for path in (folder / _MANIFEST_LOCK, *folder.glob(_PROCESS_LOCKS), folder / _DOOR_LOCK):
-            path.unlink(missing_ok=True)
-        folder.rmdir()
+    with place_in(folder, process, processes):
+        output = VectorFolder(folder, process, processes)
+        try:
+            yield output
+        except BaseException:
+            with suppress(OSError, SimCSEError):  # the notes stay, and say the same
+                output.leave()
+            raise
+        output.leave()
 
 
 def _fault(path: Path, entry: dict) -> str | None:
@@ -271,6 +244,10 @@ class VectorShards(Sequence):
         for entry in manifest["shards"]:
             self._starts.append(self._starts[-1] + entry["rows"])
         self._blocks = lru_cache(maxsize=4 if manifest["options"]["format"] == "parquet" else 256)(self._open)
+        self._sentences = lru_cache(maxsize=4)(self._open_sentences)
+
+    def __reduce__(self):
+        return type(self), (self.folder, self.manifest)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -303,27 +280,49 @@ class VectorShards(Sequence):
         """All of them, in memory."""
         return np.array(self[:], dtype=dtype)
 
+    @property
+    def has_sentences(self) -> bool:
+        """Whether the sentences are stored beside the vectors."""
+        return self.manifest["options"]["with_text"]
+
+    def sentence(self, row: int) -> str:
+        """Of a row 0 .. N - 1, where they are stored.
+
+        Raises:
+            DataError: The shard is damaged.
+        """
+        shard = bisect_right(self._starts, row) - 1
+        return self._sentences(shard)[row - self._starts[shard]].as_py()
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         found = []
-        for shard, (first, end) in enumerate(pairwise(self._starts)):
-            if first >= stop or end <= start:
-                continue
+        shard = bisect_right(self._starts, start) - 1
+        while shard < len(self._starts) - 1 and (first := self._starts[shard]) < stop:
             for block in self._blocks(shard):
                 piece = block[max(start - first, 0) : max(stop - first, 0)]
                 found += [piece] if len(piece) else []
                 first += len(block)
+            shard += 1
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _open(self, shard: int) -> list[np.ndarray]:
-        entry = self.manifest["shards"][shard]
-        path = self.folder / entry["file"]
-        try:
-            blocks = read_blocks(path, self.manifest["options"]["format"])
-            if sum(map(len, blocks)) == entry["rows"] and {block.shape[1:] for block in blocks} == {self.shape[1:]}:
+        path, kind, rows = self._file_of(shard)
+        with suppress(ValueError):
+            blocks = read_blocks(path, kind)
+            if sum(map(len, blocks)) == rows and {block.shape[1:] for block in blocks} == {self.shape[1:]}:
                 return blocks
-        except ValueError:
-            pass
         raise DataError(f"{path} is damaged. Run the encode command again: it makes this shard anew.")
+
+    def _open_sentences(self, shard: int) -> pa.ChunkedArray:
+        path, kind, rows = self._file_of(shard)
+        with suppress(ValueError):
+            if len(sentences := read_sentences(path, kind)) == rows:
+                return sentences
+        raise DataError(f"{path} is damaged. Run the encode command again: it makes this shard anew.")
+
+    def _file_of(self, shard: int) -> tuple[Path, str, int]:
+        entry = self.manifest["shards"][shard]
+        return self.folder / entry["file"], self.manifest["options"]["format"], entry["rows"]
 
 
 def open_vectors(folder: str | Path, *, verify: bool = False) -> VectorShards:
