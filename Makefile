@@ -19,7 +19,7 @@ $(INSTALLED): setup.py constraints.txt
 install: $(INSTALLED)  ## Make .venv with everything the tests need
 
 test: install  ## Run all tests, WORKERS files at a time (2 GB of memory each)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junitxml=.pytest-report.xml $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --junitxml=.pytest-report.xml $(ARGS)
 
 check: install  ## Lint and check the formatting
 	$(BIN)/ruff check .
