@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,6 +254,14 @@ def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 def says(message: str, *fragments: str) -> None:
     missing = [fragment for fragment in fragments if fragment not in message]
     assert not missing, f"{missing} not in: {message}"
+
+
+def wait_for_words(words: str, log: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until a process has written them."""
+    deadline = time.monotonic() + seconds
+    while words not in (text := log.read_text(encoding="utf-8")):
+        assert process.poll() is None and time.monotonic() < deadline, text
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, wait_for_words
 from safetensors.torch import load_file
 
 from simcse_hf import SimCSEModel
@@ -330,10 +329,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path:
             cwd=REPOSITORY,
         )
     try:
-        deadline = time.monotonic() + 120
-        while "'loss'" not in log.read_text(encoding="utf-8"):
-            assert job.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
+        wait_for_words("'loss'", log, job)
         (one,) = [each for each in psutil.Process(job.pid).children() if each.environ().get("RANK") == "1"]
         one.send_signal(signal.SIGTERM)
         job.wait(60)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import REPOSITORY, TRIPLETS, says, training
+from conftest import REPOSITORY, TRIPLETS, says, training, wait_for_words
 from safetensors.torch import load_file
 from test_distributed import spawn
 from torch.utils.data import DataLoader
@@ -387,10 +387,7 @@ def test_a_signal_to_every_process_leaves_the_workers_to_the_step_and_the_checkp
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
-        while "'loss'" not in log.read_text(encoding="utf-8"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
-            time.sleep(0.05)
+        wait_for_words("'loss'", log, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
         if number == signal.SIGTERM:
