@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -676,6 +678,18 @@ def test_what_is_wrong_with_files_and_folders_is_found_before_the_model(
     monkeypatch.setenv("WORLD_SIZE", "2")
     says(refused(to_file), "WORLD_SIZE=2", "do not know each other", "torchrun", "name a folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "mine"]
+
+
+def test_torchrun_shares_a_single_file_also_where_there_is_no_gpu(command, tmp_path) -> None:
+    to_file = ["encode", command[1], *command[3:7], "--output", str(tmp_path / "v.npy"), "--format", "npy"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    started = [*torchrun, "--no-python", str(Path(sys.executable).with_name("simcse-hf")), *to_file]
+    done = subprocess.run(
+        started, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0 and done.stdout.count("written: ") == 1, done.stderr[-2000:]
+    assert main([*to_file[:-4], "--output", str(tmp_path / "one.npy")]) == 0
+    assert np.allclose(np.load(tmp_path / "v.npy"), np.load(tmp_path / "one.npy"), atol=1e-6)
 
 
 def test_flags_that_do_not_go_together_are_one_line(command, refused, tmp_path, monkeypatch) -> None:

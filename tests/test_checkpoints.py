@@ -188,14 +188,21 @@ def test_the_one_that_was_just_saved_is_kept_also_below_others(tmp_path) -> None
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-5", "checkpoint-2"]
 
 
-def test_later_checkpoints_are_set_aside(tmp_path, caplog) -> None:
+def test_later_checkpoints_and_the_record_of_an_end_are_set_aside(tmp_path, caplog) -> None:
     for step in (2, 5, 6):
         checkpoint(tmp_path, step)
-    for _ in range(2):
-        set_aside_after(2, tmp_path)
-        assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2"]
-        assert damage_of(tmp_path / "superseded-checkpoint-5") is None
-        checkpoint(tmp_path, 6)
+    (tmp_path / "simcse_run.json").write_text("{}", encoding="utf-8")
+    set_aside_after(2, tmp_path)
+    checkpoint(tmp_path, 6)
+    set_aside_after(2, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-2",
+        "superseded1-checkpoint-5",
+        "superseded1-checkpoint-6",
+        "superseded2-checkpoint-6",
+        "superseded1-simcse_run.json",
+    }
+    assert damage_of(tmp_path / "superseded1-checkpoint-5") is None
     assert "checkpoint-6 is beyond step 2" in caplog.text
 
 

@@ -19,6 +19,9 @@ TRAINING = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+    "scored_batch_size": None,
+    "early_stopping_patience": 2,
+    "of_another_release": 1,
     "per_device_eval_batch_size": 8,
     "learning_rate": 1.0,
     "output_dir": "a",
@@ -27,6 +30,7 @@ TRAINING = {
 FACTS = {
     "data": [SOURCE],
     "evaluated_on": [SOURCE | {"path": "dev.tsv"}],
+    "kept_out": [],
     "arguments": {"model": {"temperature": 0.05, "dims": (1, 2)}, "data": {"train_as": "auto"}, "training": TRAINING},
     "world_size": 2,
     "mixed_precision": "no",
@@ -38,6 +42,7 @@ def facts(*, data: dict | None = None, training: dict | None = None, model: dict
     found["arguments"]["data"] |= data or {}
     found["arguments"]["training"] |= training or {}
     found["arguments"]["model"] |= model or {}
+    del found["arguments"]["training"]["of_another_release"]
     return found
 
 
@@ -97,6 +102,19 @@ def test_it_may_go_on(saved, now) -> None:
         ),
         (facts(training={"max_steps": -1}, world_size=1), TrainingError, ["world_size: 2 -> 1", "it was 12"]),
         (
+            facts(
+                training={"max_steps": -1, "per_device_train_batch_size": 16, "scored_batch_size": 8},
+                world_size=1,
+            ),
+            TrainingError,
+            ["per_device_train_batch_size: 8 -> 16; scored_batch_size: None -> 8; world_size: 2 -> 1"],
+        ),
+        (
+            facts(kept_out=[SOURCE]),
+            DataError,
+            ["on_leakage drop", "These were none when checkpoint-1 was saved", "are a.txt"],
+        ),
+        (
             facts(training={"max_steps": -1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
             TrainingError,
             ["gradient_accumulation_steps: 1 -> 2; per_device_train_batch_size: 8 -> 4"],
@@ -115,6 +133,9 @@ def test_a_checkpoint_of_which_nothing_is_known_is_taken(tmp_path) -> None:
     folder = checkpoint(tmp_path, 1)
     check_may_go_on(folder, facts())
     assert changed_settings(folder, facts()) == []
+    other = checkpoint(tmp_path, 2, {"data": [], "arguments": {}})  # of an earlier version
+    check_may_go_on(other, facts())
+    assert changed_settings(other, facts()) == []
 
 
 def test_settings_that_changed_are_listed_and_places_are_not(saved) -> None:
@@ -138,6 +159,9 @@ def test_settings_that_changed_are_listed_and_places_are_not(saved) -> None:
         ({"num_train_epochs": 2.0}, True),
         ({"num_train_epochs": 0.5}, False),
         ({"max_steps": -1, "num_train_epochs": 2.0}, False),  # who knows
+        ({"early_stopping_patience": 5}, True),
+        ({"early_stopping_patience": None}, True),
+        ({"early_stopping_patience": 1}, False),
     ],
 )
 def test_more_steps_than_a_finished_run_made(training, further) -> None:
@@ -145,12 +169,31 @@ def test_more_steps_than_a_finished_run_made(training, further) -> None:
     assert goes_further(record, facts(training=training)["arguments"]) is further
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"arguments": {"training": []}, "steps": 1}', "[" * 9999])
+GROUPS = '{"steps": 1, "arguments": {"model": {}, "data": {}, "training": {}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "[" * 9999,
+        '{"arguments": {"training": []}, "steps": 1}',
+        GROUPS.replace("1", "null") + "}",
+        GROUPS + ', "data": [1]}',
+        GROUPS + ', "data": {"sources": 1}}',
+        GROUPS + ', "scored_data": {"sources": [1]}}',
+    ],
+)
 def test_a_damaged_record_is_one_sentence(content, tmp_path) -> None:
     path = tmp_path / "simcse_run.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"simcse_run\.json is damaged"):
         read_record(path)
+    path.write_text(GROUPS + "}", encoding="utf-8")
+    assert read_record(path)["steps"] == 1
 
 
 def test_files_are_compared_with_those_there_were(tmp_path) -> None:

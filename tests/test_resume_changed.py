@@ -42,8 +42,8 @@ def test_what_was_saved_last_is_kept_below_a_damaged_one(settings, refused, monk
     says(refused(training(settings, *AUTO), code=143), "after step 3", "checkpoint-3")
     assert names(settings["output_dir"]) == ["checkpoint-3"]
     assert {path.name for path in settings["output_dir"].glob("superseded*")} == {
-        "superseded-checkpoint-3",
-        "superseded-checkpoint-4",
+        "superseded1-checkpoint-3",
+        "superseded1-checkpoint-4",
     }
 
 
@@ -54,7 +54,7 @@ def test_from_an_earlier_checkpoint_the_later_ones_are_set_aside(settings, refus
     start = settings["output_dir"] / "checkpoint-1"
     refused(training(settings, "--resume_from_checkpoint", str(start)), code=143)
     assert names(settings["output_dir"]) == ["checkpoint-2", "checkpoint-1"]
-    assert (settings["output_dir"] / "superseded-checkpoint-3").is_dir()
+    assert (settings["output_dir"] / "superseded1-checkpoint-3").is_dir()
     monkeypatch.undo()
     assert main(training(settings, *AUTO)) == 0
     assert record_of(settings)["resumed"]["checkpoint"] == "checkpoint-2"
@@ -138,6 +138,36 @@ def test_a_named_checkpoint_of_a_finished_run_opens_no_other_run(settings, refus
     assert record_of(settings) == before
 
 
+def test_a_finished_run_that_goes_on_from_an_earlier_checkpoint_is_unfinished(settings, refused, monkeypatch) -> None:
+    """Stopped then, it is told to go on with auto, which must not call it finished."""
+    assert main(training(settings)) == 0
+    at_call(2, ask(signal.SIGTERM), monkeypatch)
+    start = str(settings["output_dir"] / "checkpoint-1")
+    refused(training(settings, "--resume_from_checkpoint", start), code=143)
+    assert not (settings["output_dir"] / "simcse_run.json").exists()
+    assert main(training(settings, *AUTO)) == 0
+    assert record_of(settings)["resumed"]["checkpoint"] == "checkpoint-3" and record_of(settings)["steps"] == 4
+
+
+def test_a_run_that_patience_ended_may_be_given_more(settings) -> None:
+    settings |= {"eval_task": "sample:sts", "learning_rate": 0.0, "max_steps": 6, "early_stopping_patience": 1}
+    assert main(training(settings)) == 0
+    assert record_of(settings)["steps"] == 2
+    assert main(training(settings | {"early_stopping_patience": 3}, *AUTO)) == 0
+    assert record_of(settings)["steps"] == 4
+
+
+def test_a_defect_of_the_first_process_reaches_all(settings, monkeypatch) -> None:
+    """They wait for its answer."""
+    told = []
+    broadcast = run_folder.broadcast_object_list
+    monkeypatch.setattr(run_folder, "broadcast_object_list", lambda choice: told.append(choice[1]) or broadcast(choice))
+    monkeypatch.setattr(run_folder, "checkpoint_to_resume", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(training(settings))
+    assert isinstance(told[0], ZeroDivisionError) and not settings["output_dir"].exists()
+
+
 def test_a_damaged_record_of_a_finished_run_is_one_sentence(settings, refused) -> None:
     assert main(training(settings)) == 0
     record = settings["output_dir"] / "simcse_run.json"
@@ -164,6 +194,27 @@ def test_a_finished_run_says_so_to_those_who_debug_too(settings, capsys) -> None
     assert main(training(settings)) == 0
     assert main(training(settings, *AUTO, "--debug")) == 0
     assert "finished before" in capsys.readouterr().out
+
+
+def test_a_run_that_failed_before_it_began_leaves_no_folder(settings, refused) -> None:
+    refused(training(settings | {"train_file": "nowhere.txt"}))
+    assert not settings["output_dir"].exists()
+
+
+def test_how_the_second_stage_fits_into_its_machine_is_no_matter_to_the_first(settings, refused, monkeypatch, tmp_path):
+    """The first is over; the second ran out of memory, and is told to cache gradients."""
+    stage = tmp_path / "stage.json"
+    stage.write_text(json.dumps({"max_steps": 2}), encoding="utf-8")
+    settings |= {"first_stage": stage}
+    at_call(3, ask(signal.SIGTERM), monkeypatch)
+    refused(training(settings), code=143)
+    monkeypatch.undo()
+    monkeypatch.setenv("SIMCSE_CACHE_DIR", str(tmp_path / "cache"))
+    more = {"gradient_cache_tokens": 64, "save_steps": 2, "eval_steps": 2}
+    assert main(training(settings | more, *AUTO)) == 0
+    assert record_of(settings)["steps"] == 4
+    assert main(training(settings | more, *AUTO)) == 0
+    says(refused(training(settings | more | {"weight_decay": 0.3}, *AUTO)), "in the first stage weight_decay")
 
 
 def test_a_first_stage_has_an_evaluation_of_its_own(run, tmp_path) -> None:

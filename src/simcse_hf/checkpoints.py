@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SEAL = "checksums.json"
 PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+RECORD = "simcse_run.json"  # of a run, written last: a folder that holds it holds a finished run
 REPLACED = "replaced"  # in there: an earlier one of the same step, until the new one has its place
 LAST = ("auto", "true", "True")  # what resume_from_checkpoint says for the last one
 NONE = (None, "", "false", "False")  # and to start anew
@@ -210,18 +212,25 @@ def keep_only(run_dir: Path, limit: int | None, *, last: Path, best: str | None)
 
 
 def set_aside_after(step: int, run_dir: Path) -> None:
-    """Rename checkpoints beyond a step, which a run that goes on from there takes for its own otherwise.
+    """Rename what a run left beyond the step from which it goes on, and would else take for its own.
 
-    They are damaged, or of a continuation that was given up.
+    These are checkpoints that are damaged, or of a continuation that was given up, and the record of an end.
     """
     for path in checkpoints_of(run_dir):
         if int(_NAME.fullmatch(path.name)[1]) > step:
-            aside = path.with_name(f"superseded-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
+            aside = _set_aside(path)
             logger.warning(
                 "%s is beyond step %d, from which the run goes on; it is kept as %s.", path, step, aside.name
             )
+    if (run_dir / RECORD).exists():
+        _set_aside(run_dir / RECORD)
+
+
+def _set_aside(path: Path) -> Path:
+    names = (f"superseded{number}-{path.name}" for number in count(1))
+    aside = next(aside for name in names if not (aside := path.with_name(name)).exists())
+    path.replace(aside)
+    return aside
 
 
 def remove_partial(folder: Path) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 
 from .command_line import Arguments, parse_command
+from .distributed import rank
 from .errors import ConfigError, DataError, SimCSEError, TrainingInterrupted
 from .failures import explain_failure
 from .interruption import Terminated, sigterm_as_exception
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         except RunFinished as error:
-            print(error)
+            if rank() == 0:
+                print(error)
             return error.exit_code
         except SimCSEError as error:
             if debug and not isinstance(error, TrainingInterrupted):
@@ -219,17 +222,21 @@ def _encode(arguments: Arguments) -> int:
         settings |= {"show_progress": process == 0 and sys.stderr.isatty()}
         encoded = encode_to_folder(_load_encoder(arguments), arguments.files, output, options, **settings)
     else:
+        import torch
         from accelerate import PartialState
 
-        if of_shards:
-            raise ConfigError(f"--{next(iter(of_shards))} is for a folder of shards, and {output} names a single file.")
+        if of_shards.pop("format", "npy") != "npy" or of_shards:
+            raise ConfigError(
+                f"--{next(iter(of_shards), 'format')} is for a folder of shards, and {output} names a single file."
+            )
         check_single_file(arguments.files, output)
-        state = PartialState(cpu=arguments.device == "cpu")
-        if processes > 1 and state.num_processes == 1:
+        if processes > 1 and "MASTER_ADDR" not in os.environ:
             raise ConfigError(
                 f"the environment says WORLD_SIZE={processes}, and the processes do not know each other: each would write all of "
                 f"{output}. Start them with torchrun or accelerate launch, or name a folder as --output."
             )
+        # Where it finds no GPU it lets them know each other only if the CPU is asked for.
+        state = PartialState(cpu=str(arguments.device) == "cpu" or not torch.cuda.is_available())
         if state.num_processes > 1 and arguments.device is None:
             arguments.device = state.device
         settings |= {"writes": state.is_main_process, "output_dtype": arguments.output_dtype}

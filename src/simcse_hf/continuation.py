@@ -13,7 +13,6 @@ from .files import sha256_of
 from .sample import resolve_sample
 from .tables import expand_paths
 
-RECORD = "simcse_run.json"  # written last: a folder that holds it holds a finished run
 # Where a run is made and how it is watched changes no weight.
 _CHANGES_NOTHING = {
     "output_dir",
@@ -26,6 +25,9 @@ _CHANGES_NOTHING = {
     "disable_tqdm",
     "project",
     "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "skip_memory_metrics",
     "debug",
     "logging_steps",
     "logging_strategy",
@@ -38,6 +40,7 @@ _CHANGES_NOTHING = {
     "dataloader_persistent_workers",
     "dataloader_prefetch_factor",
     "dataloader_pin_memory",
+    "dataloader_multiprocessing_context",
     "local_rank",
     "ddp_timeout",
     "per_device_eval_batch_size",
@@ -74,7 +77,33 @@ _DECIDES_ROWS = (
     "source_weights",
     "streaming",
 )
+# Of a training that is over: how it was watched, and fitted into its machine. Another one may want it otherwise.
+OF_A_TRAINING_ONLY = {
+    "eval_task",
+    "final_tasks",
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "do_eval",
+    "save_strategy",
+    "save_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "early_stopping_patience",
+    "gradient_cache_tokens",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "use_cpu",
+}
 _DECIDES_BEST = ("metric_for_best_model", "greater_is_better")
+_DATA = {"data": "train_file", "scored_data": "scored_file"}  # parts of a record, and the arguments they are of
 
 
 class Change(NamedTuple):
@@ -97,16 +126,16 @@ def check_may_go_on(checkpoint: Path, facts: dict) -> None:
 
     Args:
         checkpoint: Sealed with such facts.
-        facts: `data`: what identifies all that is trained on, as in `TrainingViews.sources`; `evaluated_on`: the same of
-            the evaluation set, empty where there is none; and those of `changed_settings`.
+        facts: `data`: what identifies all that is trained on, as in `TrainingViews.sources`; the same of the evaluation
+            set (`evaluated_on`), and of sets whose sentences are left out (`kept_out`), empty where there are none; and
+            those of `changed_settings`.
 
     Raises:
         DataError: Names the file or the setting that changed.
         ConfigError: The best checkpoint would be chosen by another measure than before.
         TrainingError: `num_train_epochs` would be another number of steps.
     """
-    before = facts_of(checkpoint)
-    if not before:
+    if not (before := _known(checkpoint)):
         return
     anew = f"start a new run from its weights, with model_name_or_path {checkpoint} and another output_dir"
     cure = f"Put back the data that {checkpoint} was trained on; or {anew}."
@@ -115,6 +144,12 @@ def check_may_go_on(checkpoint: Path, facts: dict) -> None:
             f"{len(before['data'])} data files were trained on, and now there are {len(facts['data'])}. {cure}"
         )
     _check_same(before["data"], facts["data"], checkpoint, cure)
+    if _contents(before["kept_out"]) != _contents(facts["kept_out"]):
+        names = [", ".join(each["path"] for each in of["kept_out"]) or "none" for of in (before, facts)]
+        raise DataError(
+            f"on_leakage drop leaves out sentences of evaluation sets. These were {names[0]} when {checkpoint.name} was saved "
+            f"and are {names[1]}, so the training rows are others. Ask for the same sets, unchanged; or {anew}."
+        )
     changes = {each.name: each for each in _changes(before, facts)}
     for name in _DECIDES_ROWS:
         if name in changes:
@@ -149,6 +184,17 @@ def _check_same(before: Sequence[dict], now: Sequence[dict], checkpoint: Path, c
             )
 
 
+def _known(checkpoint: Path) -> dict:
+    """The facts of a checkpoint; empty where another program sealed it, or an earlier version of this one."""
+    facts = facts_of(checkpoint)
+    needed = {"data", "evaluated_on", "kept_out", "arguments", "world_size", "mixed_precision"}
+    return facts if needed <= facts.keys() else {}
+
+
+def _contents(sources: Sequence[dict]) -> list[str]:
+    return [_content(source) for source in sources]
+
+
 def _content(source: dict) -> str:
     return str(source.get("sha256") or source.get("fingerprint"))
 
@@ -160,7 +206,8 @@ def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
         checkpoint: Sealed with such facts.
         facts: `arguments` (`{"model": {...}, "data": {...}, "training": {...}}`), `world_size` and `mixed_precision`.
     """
-    before = facts_of(checkpoint)
+    if not (before := _known(checkpoint)):
+        return []
     means = dict.fromkeys(_GOES_ON, ", but the checkpoint's goes on")
     other_order = _CHANGES_ORDER | _rows_of_a_step(before, facts)
     means |= dict.fromkeys(other_order, ", so this epoch sees some rows twice and others not")
@@ -168,20 +215,21 @@ def changed_settings(checkpoint: Path, facts: dict) -> list[str]:
 
 
 def _changes(before: dict, facts: dict) -> list[Change]:
-    names = [name for name in ("world_size", "mixed_precision") if before.get(name, facts[name]) != facts[name]]
+    names = [name for name in ("world_size", "mixed_precision") if before[name] != facts[name]]
     of_all = [Change(name, before[name], facts[name]) for name in names]
-    return of_all + changed(before.get("arguments", {}), facts["arguments"])
+    return of_all + changed(before["arguments"], facts["arguments"])
 
 
 def _rows_of_a_step(before: dict, facts: dict) -> set[str]:
-    """The settings that decide which rows a step takes; none of the first three where their product is what it was."""
+    """The settings that decide which rows a step takes; sizes of batches only where their products are not what they were."""
 
-    def rows(of: dict) -> tuple[int, int]:
-        training = of["arguments"]["training"]
-        return of["world_size"] * training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
+    def rows(of: dict) -> tuple[int, int, int]:
+        training, processes = of["arguments"]["training"], of["world_size"]
+        size, steps = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
+        return processes * size, processes * (training["scored_batch_size"] or size), steps
 
-    same = not before.get("arguments") or rows(before) == rows(facts)
-    return _ROWS_OF_A_STEP - ({"world_size", "per_device_train_batch_size"} if same else set())
+    same = rows(before) == rows(facts)
+    return _ROWS_OF_A_STEP - ({"world_size", "per_device_train_batch_size", "scored_batch_size"} if same else set())
 
 
 def changed(before: dict, now: dict) -> list[Change]:
@@ -193,10 +241,11 @@ def changed(before: dict, now: dict) -> list[Change]:
     """
     now = json.loads(json.dumps(now, default=str))  # JSON knows no tuples
     return [
-        Change(name, old, now.get(group, {}).get(name))
+        Change(name, old, now[group][name])
         for group, values in before.items()
         for name, old in sorted(values.items())
-        if name not in _CHANGES_NOTHING and old != now.get(group, {}).get(name)
+        # Another release of transformers may have another list of arguments.
+        if name not in _CHANGES_NOTHING and name in now.get(group, {}) and old != now[group][name]
     ]
 
 
@@ -208,9 +257,11 @@ def read_record(path: Path) -> dict:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record["arguments"]["training"], dict) and isinstance(record["steps"], int):
+        sources = [source for part in _DATA if record.get(part) for source in record[part]["sources"]]
+        groups = [record["arguments"][name] for name in ("model", "data", "training")]
+        if isinstance(record["steps"], int) and all(isinstance(each, dict) for each in [*sources, *groups]):
             return record
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ConfigError(f"{path} is damaged, or of another program. Name another output_dir, or remove that folder.")
 
@@ -223,7 +274,7 @@ def differences(record: dict, arguments: dict) -> dict[str, str]:
         arguments: Of another run, as its record would keep them.
     """
     found = {each.name: str(each) for each in changed(record["arguments"], arguments)}
-    for part, name in (("data", "train_file"), ("scored_data", "scored_file")):
+    for part, name in _DATA.items():
         if record.get(part) and arguments["data"][name]:
             found |= _other_files(record[part]["sources"], arguments["data"][name], name)
     return found
@@ -239,15 +290,15 @@ def _other_files(sources: Sequence[dict], names: Sequence[str], argument: str) -
     return {
         str(path): f"{path} has another content"
         for path, source in zip(paths, sources, strict=True)
-        if sha256_of(path) != source["sha256"]
+        if sha256_of(path) != source.get("sha256")
     }
 
 
 def goes_further(record: dict, arguments: dict) -> bool:
-    """Whether more steps or epochs are asked for than a finished run made."""
+    """Whether more steps, epochs or patience are asked for than a finished run had."""
     raised = [
-        each.new > each.old
+        each.new is None or (each.old is not None and each.new > each.old)
         for each in changed(record["arguments"], arguments)
-        if each.name in ("max_steps", "num_train_epochs")
+        if each.name in ("max_steps", "num_train_epochs", "early_stopping_patience")
     ]
     return bool(raised) and all(raised)

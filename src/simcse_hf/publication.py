@@ -9,7 +9,7 @@ from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from transformers import PreTrainedTokenizerBase
 
 from .backbones import without_pooler
-from .continuation import RECORD
+from .checkpoints import RECORD
 from .corpora import ScoredPairs, TrainingViews
 from .evaluation import STSResult
 from .files import staged_folder, write_json

@@ -13,8 +13,8 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from .arguments import SimCSETrainingArguments
-from .checkpoints import LAST, NONE, PARTIAL, checkpoint_to_resume, checkpoints_of, remove_partial
-from .continuation import RECORD, differences, goes_further, read_record
+from .checkpoints import LAST, NONE, PARTIAL, RECORD, checkpoint_to_resume, checkpoints_of, remove_partial
+from .continuation import OF_A_TRAINING_ONLY, differences, goes_further, read_record
 from .errors import ConfigError, SimCSEError
 from .failures import explain_failure
 from .file_locks import try_lock
@@ -70,10 +70,10 @@ def claimed_output_dir(
                 choice[0] = _resume_point(training_args)
                 _refuse_what_would_be_replaced(training_args, choice[0])
                 _remove_half_written(output_dir)
-            except SimCSEError as error:
-                choice[1] = error
             except OSError as error:
                 choice[1] = ConfigError(explain_failure(error))
+            except Exception as error:  # the others wait for an answer
+                choice[1] = error
         checkpoint, error = broadcast_object_list(choice)
         if error is not None:
             raise error
@@ -85,7 +85,7 @@ def claimed_output_dir(
         if lock.is_locked:
             (output_dir / _LOCK).unlink(missing_ok=True)
             lock.release()
-        if made and choice[1] is not None:
+        if made:
             with suppress(OSError):
                 output_dir.rmdir()
 
@@ -123,7 +123,11 @@ def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: 
         differing = {name: words for name, words in differing.items() if name not in _OF_THE_FIRST_STAGE}
         of_first = output_dir / FOLDER / RECORD
         found = differences(read_record(of_first), first_stage) if of_first.exists() else {}
-        differing |= {f"{FOLDER}/{name}": f"in the first stage {words}" for name, words in found.items()}
+        differing |= {
+            f"{FOLDER}/{name}": f"in the first stage {words}"
+            for name, words in found.items()
+            if name not in OF_A_TRAINING_ONLY
+        }
     if goes_further(record, arguments):
         return
     if differing:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from .continuation import RECORD
+from .checkpoints import RECORD
 from .errors import ConfigError, shortened
 from .parser import check_values, field_types, read_config, typed_values
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from .backbones import one_line
-from .checkpoints import facts_of
-from .continuation import RECORD, changed_settings, check_may_go_on, differences, read_record
+from .checkpoints import RECORD, facts_of
+from .continuation import OF_A_TRAINING_ONLY, changed_settings, check_may_go_on, differences, read_record
 from .corpora import ScoredPairs, TrainingViews
 from .distributed import close_at_exit
 from .dropout_audit import DropoutAudit, audit_dropout
@@ -162,10 +162,9 @@ def _train(
             "data": [
                 *views.sources,
                 *(scored_views.sources if scored_views else []),
-                # Their sentences decide which rows are left out.
-                *(source for each in evaluation if data_args.on_leakage == "drop" for source in each.sources),
                 *([] if teacher is None else [teacher.source]),
             ],
+            "kept_out": [source for each in evaluation if data_args.on_leakage == "drop" for source in each.sources],
             "evaluated_on": [] if pairs is None else pairs.sources,
             **_record_of_settings(model_args, data_args, training_args, model),
         },
@@ -237,9 +236,10 @@ def _first_stage(stage: Arguments, named: str) -> dict:
     """Train the first of two stages, or find it finished; what the record of the second says of it."""
     output_dir = Path(stage[2].output_dir)
     if (output_dir / RECORD).exists():
-        if differing := differences(read_record(output_dir / RECORD), _arguments(*stage)):
+        found = differences(read_record(output_dir / RECORD), _arguments(*stage))
+        if differing := [words for name, words in found.items() if name not in OF_A_TRAINING_ONLY]:
             raise ConfigError(
-                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing.values())}. Put them back "
+                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing)}. Put them back "
                 f"(settings that are the first stage's own stand in {named}), or name another output_dir, or remove that folder."
             )
         logger.info("the first stage is finished: %s", output_dir)
