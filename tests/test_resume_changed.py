@@ -77,6 +77,15 @@ def test_other_rows_of_the_same_files_are_refused(settings, refused) -> None:
     says(refused(training(settings | {"max_train_samples": 8}, *AUTO)), "max_train_samples: None -> 8", "not those of")
 
 
+def test_other_evaluation_sets_that_are_left_out_are_other_rows(settings, refused) -> None:
+    settings |= {"on_leakage": "drop", "eval_task": "sample:sts", "save_steps": 2, "eval_steps": 2}
+    assert main(training(settings)) == 0
+    cut_short(settings, after=2)
+    message = refused(training(settings | {"eval_task": "none"}, *AUTO))
+    says(message, "on_leakage drop", "when checkpoint-2 was saved and are none", "Ask for the same sets")
+    assert main(training(settings, *AUTO)) == 0
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_end_before_what_was_trained_is_refused(finished, settings, refused) -> None:
     assert main(training(settings)) == 0
