@@ -110,9 +110,9 @@ def test_it_may_go_on(saved, now) -> None:
             ["per_device_train_batch_size: 8 -> 16; scored_batch_size: None -> 8; world_size: 2 -> 1"],
         ),
         (
-            facts(kept_out=[SOURCE]),
+            facts(kept_out=[SOURCE, {"hub": "someone/set", "fingerprint": "f"}]),
             DataError,
-            ["on_leakage drop", "These were none when checkpoint-1 was saved", "are a.txt"],
+            ["on_leakage drop", "These were none when checkpoint-1 was saved", "are a.txt, someone/set"],
         ),
         (
             facts(training={"max_steps": -1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),

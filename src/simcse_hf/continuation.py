@@ -145,7 +145,7 @@ def check_may_go_on(checkpoint: Path, facts: dict) -> None:
         )
     _check_same(before["data"], facts["data"], checkpoint, cure)
     if _contents(before["kept_out"]) != _contents(facts["kept_out"]):
-        names = [", ".join(each["path"] for each in of["kept_out"]) or "none" for of in (before, facts)]
+        names = [", ".join(map(_name, of["kept_out"])) or "none" for of in (before, facts)]
         raise DataError(
             f"on_leakage drop leaves out sentences of evaluation sets. These were {names[0]} when {checkpoint.name} was saved "
             f"and are {names[1]}, so the training rows are others. Ask for the same sets, unchanged; or {anew}."
@@ -177,9 +177,8 @@ def check_may_go_on(checkpoint: Path, facts: dict) -> None:
 def _check_same(before: Sequence[dict], now: Sequence[dict], checkpoint: Path, cure: str) -> None:
     for old, new in zip(before, now, strict=False):
         if _content(old) != _content(new):
-            name = new.get("path") or new.get("hub")
             raise DataError(
-                f"{name} is not what {old.get('path') or old.get('hub')} was when {checkpoint.name} was saved "
+                f"{_name(new)} is not what {_name(old)} was when {checkpoint.name} was saved "
                 f"({_content(old)[:12]} then, {_content(new)[:12]} now). {cure}"
             )
 
@@ -193,6 +192,10 @@ def _known(checkpoint: Path) -> dict:
 
 def _contents(sources: Sequence[dict]) -> list[str]:
     return [_content(source) for source in sources]
+
+
+def _name(source: dict) -> str:
+    return str(source.get("path") or source.get("hub"))
 
 
 def _content(source: dict) -> str:

@@ -71,7 +71,7 @@ def claimed_output_dir(
                 _refuse_what_would_be_replaced(training_args, choice[0])
                 _remove_half_written(output_dir)
             except OSError as error:
-                choice[1] = ConfigError(explain_failure(error))
+                choice[1] = ConfigError(explain_failure(error) or str(error))
             except Exception as error:  # the others wait for an answer
                 choice[1] = error
         checkpoint, error = broadcast_object_list(choice)
