@@ -53,20 +53,28 @@ def check_name(folder: Path) -> None:
     Raises:
         ConfigError: It is a file or has the name of one, or holds files of somebody else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is a file; name a folder, or FILE.npy for a single file.")
+    names = _names_in(folder)
     kind = folder.suffix.lower().removeprefix(".")
-    if kind in SUFFIXES and not folder.exists():
+    if kind in SUFFIXES and names is None:
         cure = (
             "For a single file write .npy in small letters" if kind == "npy" else f"Write --format {kind} --output DIR"
         )
         raise ConfigError(f"--output {folder} would be a folder with the name of a file. {cure}.")
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    foreign = min((name for name in names if not name.startswith(".")), default=None)
+    foreign = min((name for name in names or () if not name.startswith(".")), default=None)
     if foreign and not (folder / MANIFEST).exists():  # in this order: another process may be beginning
         raise ConfigError(
             f"{folder} holds other files ({foreign}) and no {MANIFEST}. Name another --output, or empty it."
         )
+
+
+def _names_in(folder: Path) -> list[str] | None:
+    """None where it is not there; asked once, because another process may remove it between two questions."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise ConfigError(f"--output {folder} is a file; name a folder, or FILE.npy for a single file.") from None
 
 
 def _enter(folder: Path, own: FileLock, process: int, processes: int) -> None:
