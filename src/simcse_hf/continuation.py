@@ -78,7 +78,7 @@ _DECIDES_ROWS = (
     "streaming",
 )
 # Of a training that is over: how it was watched, and fitted into its machine. Another one may want it otherwise.
-OF_A_TRAINING_ONLY = {
+_OF_A_TRAINING_ONLY = {
     "eval_task",
     "final_tasks",
     "eval_strategy",
@@ -281,6 +281,11 @@ def differences(record: dict, arguments: dict) -> dict[str, str]:
         if record.get(part) and arguments["data"][name]:
             found |= _other_files(record[part]["sources"], arguments["data"][name], name)
     return found
+
+
+def differences_of_stage(record: dict, arguments: dict) -> dict[str, str]:
+    """The `differences` that matter of a finished first stage: not how it was watched, and fitted into its machine."""
+    return {name: words for name, words in differences(record, arguments).items() if name not in _OF_A_TRAINING_ONLY}
 
 
 def _other_files(sources: Sequence[dict], names: Sequence[str], argument: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from .arguments import SimCSETrainingArguments
 from .checkpoints import LAST, NONE, PARTIAL, RECORD, checkpoint_to_resume, checkpoints_of, remove_partial
-from .continuation import OF_A_TRAINING_ONLY, differences, goes_further, read_record
+from .continuation import differences, differences_of_stage, goes_further, read_record
 from .errors import ConfigError, SimCSEError
 from .failures import explain_failure
 from .file_locks import try_lock
@@ -122,12 +122,8 @@ def _refuse_what_is_finished(training_args: SimCSETrainingArguments, arguments: 
         # The second stage was told to start from the first's result.
         differing = {name: words for name, words in differing.items() if name not in _OF_THE_FIRST_STAGE}
         of_first = output_dir / FOLDER / RECORD
-        found = differences(read_record(of_first), first_stage) if of_first.exists() else {}
-        differing |= {
-            f"{FOLDER}/{name}": f"in the first stage {words}"
-            for name, words in found.items()
-            if name not in OF_A_TRAINING_ONLY
-        }
+        found = differences_of_stage(read_record(of_first), first_stage) if of_first.exists() else {}
+        differing |= {f"{FOLDER}/{name}": f"in the first stage {words}" for name, words in found.items()}
     if goes_further(record, arguments):
         return
     if differing:

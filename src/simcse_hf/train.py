@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from .arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from .backbones import one_line
 from .checkpoints import RECORD, facts_of
-from .continuation import OF_A_TRAINING_ONLY, changed_settings, check_may_go_on, differences, read_record
+from .continuation import changed_settings, check_may_go_on, differences_of_stage, read_record
 from .corpora import ScoredPairs, TrainingViews
 from .distributed import close_at_exit
 from .dropout_audit import DropoutAudit, audit_dropout
@@ -89,7 +89,7 @@ def _train(
 
     # Data
     show_progress = training_args.should_log and not training_args.disable_tqdm
-    pairs = load_evaluation_pairs(data_args, training_args)
+    pairs = load_evaluation_pairs(data_args)
     final_sets = [load_sts(task, data_dir=data_args.data_dir) for task in data_args.final_tasks or []]
     evaluation = [*([pairs] if pairs else []), *final_sets]
     views = load_training_views(data_args, evaluation=evaluation, show_progress=show_progress)
@@ -236,10 +236,9 @@ def _first_stage(stage: Arguments, named: str) -> dict:
     """Train the first of two stages, or find it finished; what the record of the second says of it."""
     output_dir = Path(stage[2].output_dir)
     if (output_dir / RECORD).exists():
-        found = differences(read_record(output_dir / RECORD), _arguments(*stage))
-        if differing := [words for name, words in found.items() if name not in OF_A_TRAINING_ONLY]:
+        if differing := differences_of_stage(read_record(output_dir / RECORD), _arguments(*stage)):
             raise ConfigError(
-                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing)}. Put them back "
+                f"{output_dir} holds a first stage with other settings or data: {'; '.join(differing.values())}. Put them back "
                 f"(settings that are the first stage's own stand in {named}), or name another output_dir, or remove that folder."
             )
         logger.info("the first stage is finished: %s", output_dir)
@@ -292,7 +291,7 @@ def _build_trainer(model: SimCSEModel, training_args: SimCSETrainingArguments, *
     return trainer
 
 
-def load_evaluation_pairs(data_args: DataArguments, training_args: SimCSETrainingArguments) -> ScoredPairs | None:
+def load_evaluation_pairs(data_args: DataArguments) -> ScoredPairs | None:
     """The set that is scored while training; None with `eval_task: none`.
 
     Without one there is nothing to choose a checkpoint by, and the last is released.

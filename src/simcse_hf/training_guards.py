@@ -89,7 +89,7 @@ def check_training_arguments(args: SimCSETrainingArguments, rows: int | None) ->
         raise TrainingError(
             "early_stopping_patience counts evaluations, and eval_strategy is no. Set eval_strategy to steps."
         )
-    names = {name.removeprefix("eval_") for name in (*METRIC_NAMES, "avg", "alignment", "uniformity")}
+    names = {*METRIC_NAMES, "avg", "alignment", "uniformity"}
     if args.eval_strategy != "no" and (args.metric_for_best_model or "avg").removeprefix("eval_") not in names:
         raise TrainingError(
             f"metric_for_best_model is {args.metric_for_best_model!r}, which no evaluation finds. Choose one of "
